@@ -1,0 +1,190 @@
+"""From events to lists: the one road that the worker and the backtest share.
+
+`Pipeline.run` takes records in log order with the users' states and gives new states, lists, statistics and online scores. It
+reads no clock and does no I/O. Statistics and adaptive weights are the pipeline's own and change as it runs; states are copied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Protocol
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from models.domain import ranking
+from models.domain.batch import BatchResult, Incoming, PipelineOptions
+from models.domain.catalogue import Catalogue
+from models.domain.events import Forget
+from models.domain.features import Scratch, new_scratch
+from models.domain.ports import F32, EventInputs, Ranker, UserEncoder
+from models.domain.ranking import AdaptiveWeights
+from models.domain.slices import Slice
+from models.domain.state import UserState
+from models.domain.statistics import Statistics
+from models.domain.waves import log2_gap
+
+# Events played per compiled call: large enough that numpy's and ONNX Runtime's fixed costs vanish, small enough that the
+# features of its lists (23 KB each) stay in cache.
+SLICE = 64
+# Items the vector index proposes: no list of 200 candidates from eight sources reaches deeper into one of them.
+NEAREST = 64
+
+Stage = Callable[[str], AbstractContextManager[object]]
+
+
+class NearestItems(Protocol):
+    """The vector index as a candidate source, for catalogues too large for an exact pass."""
+
+    def nearest(
+        self,
+        users: F32,
+        excluded: npt.NDArray[np.int32],
+        starts: npt.NDArray[np.int64],
+        ends: npt.NDArray[np.int64],
+        depth: int,
+    ) -> npt.NDArray[np.int32]:
+        """
+        Args:
+            users: float32[L, D].
+            excluded: item indices; those of row i are excluded[starts[i]:ends[i]].
+        Returns: int32[L, depth], item indices best first, -1 padded.
+        """
+        ...
+
+
+def _untimed(_: str) -> AbstractContextManager[object]:
+    return nullcontext()
+
+
+class Pipeline:
+    """Folds events and makes lists.
+
+    Args:
+        nearest: the vector index to ask; None = an exact pass over the catalogue's vectors.
+        stage: called with a stage's name, gives the context manager that times it.
+    """
+
+    def __init__(
+        self,
+        *,
+        encoder: UserEncoder,
+        ranker: Ranker,
+        model_version: str,
+        options: PipelineOptions,
+        catalogue: Catalogue | None = None,
+        statistics: Statistics | None = None,
+        nearest: NearestItems | None = None,
+        stage: Stage = _untimed,
+    ) -> None:
+        self.encoder, self.ranker, self.model_version, self.options = encoder, ranker, model_version, options
+        self.catalogue = catalogue or Catalogue(encoder.dimension)
+        self.statistics = statistics or Statistics()
+        self.index, self.stage = nearest, stage
+        initial = ranker.initial_weights
+        self.weights = None if initial is None else AdaptiveWeights(initial)
+        self.json = msgspec.json.Encoder()
+        self._kinds = {kind: at for at, kind in enumerate(encoder.kinds)}
+        self._scratch = new_scratch(1)
+
+    def run(
+        self,
+        incoming: Sequence[Incoming],
+        states: Mapping[str, UserState],
+        *,
+        generated_at_ms: Callable[[int], int],
+        stream_now_ms: int = 0,
+        texts: Mapping[str, F32] | None = None,
+        options: PipelineOptions | None = None,
+    ) -> BatchResult:
+        """Play records in log order.
+
+        Args:
+            states: the users' states as stored; a user without one is new.
+            generated_at_ms: event time -> when the list is said to be made (wall time in a worker).
+            stream_now_ms: the stream's clock, for requests without a time of their own.
+            texts: embedding (float32[E]) of each text that the records carry.
+            options: instead of the pipeline's own, for this batch.
+        """
+        result = BatchResult(len(incoming))
+        before = None if self.weights is None else (self.weights.weights.copy(), self.weights.squares.copy())
+        for records in _slices(incoming):
+            Slice(
+                self, records, states, result, options or self.options, generated_at_ms, stream_now_ms, texts or {}
+            ).play()
+        if self.weights is not None and before is not None:
+            result.weights, result.squares = self.weights.weights - before[0], self.weights.squares - before[1]
+        return result
+
+    def working_copy(self, user_id: str, stored: UserState | None) -> UserState:
+        """A state to change: a copy of the stored one, refolded when another model wrote it, or a new one."""
+        if stored is None:
+            user = np.zeros(self.encoder.dimension, np.float32)
+            return UserState(user_id, self.encoder.initial_state(), user, self.model_version)
+        state = stored.copy()
+        if state.model_version != self.model_version:
+            self.refold(state)
+        state.resolve(self.catalogue)
+        return state
+
+    def refold(self, state: UserState) -> None:
+        """Rebuild the encoder's part of a state that another model wrote, from the interactions it remembers."""
+        state.banks, state.model_version = self.encoder.initial_state(), self.model_version
+        state.user = np.zeros(self.encoder.dimension, np.float32)
+        history = state.recent
+        if not history:
+            return
+        times = [-1, *(r.event_time_ms for r in history)]
+        inputs = EventInputs(
+            item=self.catalogue.vectors[[self.catalogue.intern(r.item_id) for r in history]][None],
+            text=np.zeros((1, len(history), self.encoder.text_dimension), np.float32),
+            kind=np.array([[self.kind_index(r.kind) for r in history]], np.int64),
+            strength=np.array([[self.options.strength(r.kind, r.value) for r in history]], np.float32),
+            value=np.array([[r.value or 0.0 for r in history]], np.float32),
+            log2_gap=np.array([[log2_gap(a, b) for a, b in zip(times, times[1:], strict=False)]], np.float32),
+        )
+        banks, users = self.encoder.sequence(state.banks[None], inputs, np.ones((1, len(history)), np.bool_))
+        state.banks, state.user = banks[0], users[0]
+
+    def kind_index(self, kind: str) -> int:
+        return self._kinds.get(kind, 0)
+
+    def nearest_to(
+        self, users: F32, excluded: npt.NDArray[np.int32], starts: npt.NDArray[np.int64], ends: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.int32]:
+        """Returns: int32[L, NEAREST]; rows of -1 for users of whom the encoder knows nothing."""
+        if self.index is not None:
+            return self.index.nearest(users, excluded, starts, ends, NEAREST)
+        out = np.full((len(users), NEAREST), -1, np.int32)
+        items = len(self.catalogue)
+        eligible = self.catalogue.has_vector[:items] & self.catalogue.available[:items]
+        known = np.flatnonzero(np.any(users[:, :-1] != 0.0, axis=1))
+        if len(known) and eligible.any():
+            places = np.empty((len(known), NEAREST), np.int32)
+            scores = users[known] @ self.catalogue.vectors[:items].T
+            ranking.nearest(scores, eligible, excluded, starts[known], ends[known], places)
+            out[known] = places
+        return out
+
+    def scratch(self) -> Scratch:
+        if len(self._scratch.listed) < self.statistics.capacity:
+            self._scratch = new_scratch(self.statistics.capacity)
+        return self._scratch
+
+
+def _slices(incoming: Sequence[Incoming]) -> list[list[tuple[int, Incoming]]]:
+    """Cut a batch; whoever asks to be forgotten stands alone, so that nothing of before him is still under way."""
+    slices: list[list[tuple[int, Incoming]]] = []
+    current: list[tuple[int, Incoming]] = []
+    for position, record in enumerate(incoming):
+        alone = isinstance(record.event, Forget)
+        if current and (alone or len(current) == SLICE):
+            slices.append(current)
+            current = []
+        current.append((position, record))
+        if alone:
+            slices.append(current)
+            current = []
+    return [*slices, current] if current else slices

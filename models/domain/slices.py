@@ -1,0 +1,417 @@
+"""One slice of a batch on its way through the pipeline: admit, fold, encode, play, rank, write.
+
+Works on copies of the users' states and changes the pipeline's statistics and adaptive weights. No clock, no I/O.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from models.domain import ranking, waves
+from models.domain.batch import FOLDED, REPLAYED, BatchResult, Incoming, PipelineOptions, Published, Score
+from models.domain.events import Forget, Hide, Interaction, Recommendation, RecommendedItem, Request, Search
+from models.domain.features import CANDIDATES, FEATURE_COUNT, SOURCES, Lists, Query, new_lists
+from models.domain.gate import admit
+from models.domain.ports import F32
+from models.domain.ranking import AdaptiveWeights, Timeline
+from models.domain.reasons import because_of, of_source
+from models.domain.state import RECENT_LENGTH, Recent, UserState, event_hash
+from models.domain.statistics import PAIR_WINDOW, Touches
+
+if TYPE_CHECKING:
+    from models.domain.pipeline import Pipeline
+
+# A user counts as cold until this many events (research/ranker-and-protocol.md, section 4).
+COLD_EVENTS = 5
+# A search moves the state like a click; a hide pushes away like two.
+SEARCH_STRENGTH = 1.0
+HIDE_STRENGTH = -2.0
+# "Strong" feedback is four stars of five, or a kind that says more than a click.
+STRONG_LIKING = 0.6
+_ASK_SCALE = float(2**63)
+
+
+class _Row(NamedTuple):
+    """One list to make."""
+
+    position: int
+    state: UserState
+    after: bool
+    """Whether the list is made of the user as the record left him, or as it found him."""
+    now_ms: int
+    recent: list[int]
+    excluded: npt.NDArray[np.int32]
+    history: int
+    length: int
+    sequence: int = 0
+
+
+class _Choice(NamedTuple):
+    """A first choice of a known item, to be scored once the slice's lists are known."""
+
+    position: int
+    item: int
+    cold: bool
+    asked_row: int
+    published_row: int
+    """Row of the user's list published earlier in this slice, -1 = the stored one."""
+    stored_items: tuple[str, ...]
+    stored_model: str
+
+
+class _Moment(NamedTuple):
+    """One entry of the timeline."""
+
+    ask_row: int = -1
+    ask_fresh: bool = False
+    target: int = -1
+    count: bool = False
+    publish_row: int = -1
+    item: int = -1
+    event_time_ms: int = 0
+    value: float = 0.0
+    first: bool = False
+    strong: bool = False
+    recent: Sequence[int] = ()
+
+
+class Slice:
+    """Plays `records` (position in the batch, record) and adds what comes of them to `result`."""
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        records: Sequence[tuple[int, Incoming]],
+        stored: Mapping[str, UserState],
+        result: BatchResult,
+        options: PipelineOptions,
+        generated_at_ms: Callable[[int], int],
+        stream_now_ms: int,
+        texts: Mapping[str, F32],
+    ) -> None:
+        self.pipeline, self.catalogue = pipeline, pipeline.catalogue
+        self.records, self.stored, self.result, self.options = records, stored, result, options
+        self.generated_at_ms, self.stream_now_ms, self.texts = generated_at_ms, stream_now_ms, texts
+        self.steps: list[waves.Step] = []
+        self.rows: list[_Row] = []
+        self.moments: list[_Moment] = []
+        self.choices: list[_Choice] = []
+        self.last_row: dict[str, int] = {}
+
+    def play(self) -> None:
+        stage = self.pipeline.stage
+        with stage("fold"):
+            for position, record in self.records:
+                self._one(position, record)
+        with stage("user_encode"):
+            before, after = waves.encode(self.pipeline.encoder, self.steps)
+        if not self.moments:
+            return
+        users = np.zeros((len(self.rows), self.pipeline.encoder.dimension), np.float32)
+        for at, row in enumerate(self.rows):
+            users[at] = (after if row.after else before)[row.position]
+        lists, weights = new_lists(len(self.rows)), np.zeros((len(self.rows), FEATURE_COUNT), np.float32)
+        self.pipeline.statistics.reserve(len(self.catalogue), len(self.moments))
+        with stage("retrieve"):
+            self._play(self._query(users), lists, weights)
+        if self.rows:
+            with stage("rank"):
+                adaptive = self.pipeline.weights is not None
+                scores = self.pipeline.ranker.score(lists.features, weights if adaptive else None)
+                length = min(max(row.length for row in self.rows), CANDIDATES)
+                places = np.empty((len(self.rows), length), np.int32)
+                ranking.best_places(np.ascontiguousarray(scores, np.float32), lists.size, places)
+            with stage("write"):
+                self._write(lists, scores, places)
+
+    # fold ---------------------------------------------------------------------------------------------------------------
+
+    def _one(self, position: int, record: Incoming) -> None:
+        event, result = record.event, self.result
+        user_id = str(event.user_id)
+        state = result.states.get(user_id)
+        if state is None:
+            state = result.states[user_id] = self.pipeline.working_copy(user_id, self.stored.get(user_id))
+        outcome, detail = admit(state, record, self.options)
+        result.outcomes[position] = outcome
+        if detail:
+            result.details[position] = detail
+        if outcome == REPLAYED:
+            if state.last_list:
+                result.republish[user_id] = state.last_list
+            return
+        state.applied[record.log] = record.offset
+        state.revision += 1
+        if outcome != FOLDED:
+            return
+        if isinstance(event, Request):
+            self._request(position, event, state)
+            return
+        state.remember_event(str(event.event_id))
+        if isinstance(event, Interaction):
+            self._interaction(position, event, record.counted, state)
+        elif isinstance(event, Hide):
+            self._hide(position, event, state)
+        elif isinstance(event, Search):
+            self._step(position, state, None, event.text, event.type, SEARCH_STRENGTH, 0.0, event.event_time_ms)
+            self._settle(state, event.event_time_ms)
+            self.moments.append(_Moment(publish_row=self._publish(position, state, event.event_time_ms)))
+        elif isinstance(event, Forget):
+            self._forget(event, state)
+
+    def _interaction(self, position: int, event: Interaction, counted: bool, state: UserState) -> None:
+        catalogue, options = self.catalogue, self.options
+        now_ms, kind, value = event.event_time_ms, event.type, event.value
+        item = catalogue.intern(str(event.item_id))
+        known = catalogue.touch(item)
+        recent = state.recent_items(catalogue, PAIR_WINDOW)
+        excluded = state.excluded[: state.excluded_size]
+        history = state.events
+        first = state.remember_item(catalogue.hashes[item], item, excluded=kind not in options.repeatable_kinds)
+        ask_row, fresh = -1, False
+        if first and known:
+            if event_hash(str(event.event_id)) < options.asked_share * _ASK_SCALE:
+                ask_row, fresh = self._ask(position, state, now_ms, recent, excluded, history)
+            published = self.last_row.get(state.user_id, -1)
+            self.choices.append(
+                _Choice(position, item, history < COLD_EVENTS, ask_row, published, state.last_items, state.last_model)
+            )
+        self._step(
+            position,
+            state,
+            catalogue.vectors[item] if catalogue.has_vector[item] else None,
+            event.text,
+            kind,
+            options.strength(kind, value),
+            value or 0.0,
+            now_ms,
+        )
+        state.recent.append(Recent(catalogue.ids[item], kind, value, now_ms))
+        self._settle(state, now_ms)
+        liking = options.liking(kind, value)
+        if counted and options.count:
+            self.result.touch_positions.append(position)
+        self.moments.append(
+            _Moment(
+                ask_row=ask_row,
+                ask_fresh=fresh,
+                target=item,
+                count=counted and options.count,
+                publish_row=self._publish(position, state, now_ms),
+                item=item,
+                event_time_ms=now_ms,
+                value=liking,
+                first=first,
+                strong=liking > STRONG_LIKING,
+                recent=recent,
+            )
+        )
+
+    def _hide(self, position: int, event: Hide, state: UserState) -> None:
+        item = self.catalogue.intern(str(event.item_id))
+        state.remember_item(self.catalogue.hashes[item], item, excluded=True)
+        vector = self.catalogue.vectors[item] if self.catalogue.has_vector[item] else None
+        self._step(position, state, vector, None, event.type, HIDE_STRENGTH, 0.0, event.event_time_ms)
+        self._settle(state, event.event_time_ms)
+        self.moments.append(_Moment(publish_row=self._publish(position, state, event.event_time_ms)))
+
+    def _request(self, position: int, request: Request, state: UserState) -> None:
+        now_ms = request.event_time_ms if request.event_time_ms is not None else max(self.stream_now_ms, state.last_event_ms, 0)
+        text = request.text or None
+        self._step(position, state, None, text, "search", SEARCH_STRENGTH if text else 0.0, 0.0, now_ms, keep=False)
+        self.moments.append(_Moment(publish_row=self._publish(position, state, now_ms, length=request.k)))
+
+    def _forget(self, event: Forget, state: UserState) -> None:
+        state.forget(event.event_time_ms, self.pipeline.encoder.initial_state(), np.zeros_like(state.user))
+        result = self.result
+        result.forgotten.add(state.user_id)
+        result.republish.pop(state.user_id, None)
+        result.published = [made for made in result.published if made.user_id != state.user_id]
+
+    def _settle(self, state: UserState, now_ms: int) -> None:
+        del state.recent[:-RECENT_LENGTH]
+        state.events += 1
+        state.last_event_ms = max(state.last_event_ms, now_ms)
+
+    def _step(
+        self,
+        position: int,
+        state: UserState,
+        vector: F32 | None,
+        text: str | None,
+        kind: str,
+        strength: float,
+        value: float,
+        now_ms: int,
+        keep: bool = True,
+    ) -> None:
+        self.steps.append(
+            waves.Step(
+                position,
+                state,
+                vector,
+                self.texts.get(text) if text else None,
+                self.pipeline.kind_index(kind),
+                strength,
+                value,
+                waves.log2_gap(state.last_event_ms, now_ms),
+                keep,
+            )
+        )
+
+    # lists --------------------------------------------------------------------------------------------------------------
+
+    def _ask(
+        self, position: int, state: UserState, now_ms: int, recent: list[int], excluded: npt.NDArray[np.int32], history: int
+    ) -> tuple[int, bool]:
+        """Row of the list as it would be just before the record, and whether it has to be made."""
+        if self.moments and self.moments[-1].publish_row >= 0:
+            row = self.rows[self.moments[-1].publish_row]
+            if row.state is state and row.now_ms == now_ms and row.length == self.options.list_length:
+                return self.moments[-1].publish_row, False  # nothing has changed since that list was published
+        self.rows.append(_Row(position, state, False, now_ms, recent, excluded, history, self.options.list_length))
+        return len(self.rows) - 1, True
+
+    def _publish(self, position: int, state: UserState, now_ms: int, length: int | None = None) -> int:
+        if not self.options.publish:
+            return -1
+        state.sequence += 1
+        recent = state.recent_items(self.catalogue, PAIR_WINDOW)
+        excluded = state.excluded[: state.excluded_size]
+        length = self.options.list_length if length is None else length
+        self.rows.append(_Row(position, state, True, now_ms, recent, excluded, state.events, length, state.sequence))
+        self.last_row[state.user_id] = len(self.rows) - 1
+        return len(self.rows) - 1
+
+    def _query(self, users: F32) -> Query:
+        rows = self.rows
+        ends = np.cumsum([len(row.excluded) for row in rows], dtype=np.int64)
+        starts = np.concatenate([np.zeros(1, np.int64), ends[:-1]]) if len(rows) else ends
+        excluded = np.concatenate([row.excluded for row in rows]) if len(rows) else np.empty(0, np.int32)
+        return Query(
+            user=users,
+            now_ms=np.array([row.now_ms for row in rows], np.int64),
+            recent=_padded([row.recent for row in rows]),
+            history=np.array([row.history for row in rows], np.float32),
+            encoder_top=self.pipeline.nearest_to(users, excluded, starts, ends),
+            excluded_from=starts,
+            excluded_to=ends,
+            excluded=excluded,
+        )
+
+    def _play(self, query: Query, lists: Lists, row_weights: F32) -> None:
+        moments, pipeline = self.moments, self.pipeline
+        learn = self.options.learn and pipeline.weights is not None
+        timeline = Timeline(
+            ask_row=np.array([m.ask_row for m in moments], np.int64),
+            ask_fresh=np.array([m.ask_fresh for m in moments], np.bool_),
+            target=np.array([m.target for m in moments], np.int32),
+            learn=np.array([learn and m.count for m in moments], np.bool_),
+            count=np.array([m.count for m in moments], np.bool_),
+            publish_row=np.array([m.publish_row for m in moments], np.int64),
+            item=np.array([m.item for m in moments], np.int32),
+            event_time_ms=np.array([m.event_time_ms for m in moments], np.int64),
+            value=np.array([m.value for m in moments], np.float32),
+            first=np.array([m.first for m in moments], np.bool_),
+            strong=np.array([m.strong for m in moments], np.bool_),
+            recent=_padded([m.recent for m in moments]),
+        )
+        weights = pipeline.weights or AdaptiveWeights(np.zeros(FEATURE_COUNT))
+        ranking.play(
+            pipeline.statistics.arrays,
+            pipeline.scratch(),
+            self.catalogue.vectors,
+            self.catalogue.available,
+            query,
+            lists,
+            weights.weights,
+            weights.squares,
+            row_weights,
+            timeline,
+        )
+        kept = timeline.count
+        if kept.any():
+            self.result.touches.append(
+                Touches(
+                    timeline.item[kept],
+                    timeline.event_time_ms[kept],
+                    timeline.value[kept],
+                    timeline.first[kept],
+                    timeline.strong[kept],
+                    timeline.recent[kept],
+                )
+            )
+
+    def _write(self, lists: Lists, scores: F32, places: npt.NDArray[np.int32]) -> None:
+        ids, result, model = self.catalogue.ids, self.result, self.pipeline.model_version
+        chosen: list[tuple[str, ...]] = []
+        for at, row in enumerate(self.rows):
+            order = [place for place in places[at, : row.length].tolist() if place >= 0]
+            items = lists.item[at].tolist()
+            chosen.append(tuple(ids[items[place]] for place in order))
+            if row.sequence == 0:
+                continue
+            data = self._message(row, order, chosen[at], lists, scores, at)
+            result.published.append(Published(row.position, row.state.user_id, data))
+            row.state.last_list, row.state.last_items, row.state.last_model = data, chosen[at], model
+        for choice in self.choices:
+            item_id = ids[choice.item]
+            shown = choice.stored_items if choice.published_row < 0 else chosen[choice.published_row]
+            shown_by = choice.stored_model if choice.published_row < 0 else model
+            result.last_published[choice.position] = shown
+            result.scores.append(Score(choice.position, "last_published", shown_by or model, choice.cold, _place(shown, item_id)))
+            if choice.asked_row >= 0:
+                asked = chosen[choice.asked_row]
+                result.asked[choice.position] = asked
+                result.scores.append(Score(choice.position, "asked", model, choice.cold, _place(asked, item_id)))
+
+    def _message(
+        self, row: _Row, order: list[int], chosen: tuple[str, ...], lists: Lists, scores: F32, at: int
+    ) -> bytes:
+        event = self.records[row.position - self.records[0][0]][1].event
+        latest = {r.item_id: r for r in row.state.recent}
+        items = []
+        for rank, place in enumerate(order, 1):
+            source, because = SOURCES[lists.source[at, place]], int(lists.because[at, place])
+            owed = latest.get(self.catalogue.ids[because]) if because >= 0 and source == "covisitation" else None
+            reason = of_source(source) if owed is None else because_of(self.catalogue.titles[because], owed.kind, owed.value)
+            items.append(
+                RecommendedItem(item_id=chosen[rank - 1], rank=rank, score=float(scores[at, place]), source=source, reason=reason)
+            )
+        request_id = str(event.request_id) if isinstance(event, Request) else None
+        trigger = None if isinstance(event, Request) else str(event.event_id)
+        return self.pipeline.json.encode(
+            Recommendation(
+                recommendation_id=_recommendation_id(row.state.user_id, row.sequence, trigger or request_id or ""),
+                sequence=row.sequence,
+                user_id=row.state.user_id,
+                trigger_event_id=trigger,
+                request_id=request_id,
+                model_version=self.pipeline.model_version,
+                event_time_ms=row.now_ms,
+                generated_at_ms=self.generated_at_ms(row.now_ms),
+                items=tuple(items),
+            )
+        )
+
+
+def _place(shown: tuple[str, ...], item_id: str) -> int:
+    return shown.index(item_id) + 1 if item_id in shown else 0
+
+
+def _recommendation_id(user_id: str, sequence: int, cause: str) -> str:
+    """The same list of the same user has the same id, whoever makes it again."""
+    text = f"{user_id}\x00{sequence}\x00{cause}".encode("utf-8", "surrogatepass")
+    return hashlib.blake2b(text, digest_size=12).hexdigest()
+
+
+def _padded(rows: Sequence[Sequence[int]]) -> npt.NDArray[np.int32]:
+    out = np.full((len(rows), PAIR_WINDOW), -1, np.int32)
+    for at, row in enumerate(rows):
+        out[at, : len(row)] = row
+    return out

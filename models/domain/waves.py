@@ -1,0 +1,76 @@
+"""Running the user encoder over a slice: events of different users side by side, events of one user one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from models.domain.ports import F32, EventInputs, UserEncoder
+from models.domain.state import UserState
+
+
+class Step(NamedTuple):
+    """One event as the encoder sees it."""
+
+    position: int
+    state: UserState
+    vector: F32 | None
+    """float32[D] of the item."""
+    text: F32 | None
+    """float32[E]."""
+    kind: int
+    strength: float
+    value: float
+    log2_gap: float
+    keep: bool = True
+    """False for a request: its query bends the user vector of one list and leaves no trace."""
+
+
+def log2_gap(previous_ms: int, now_ms: int) -> float:
+    """log2(1 + seconds) since the previous event, -1 before the first; an event out of order has no gap."""
+    if previous_ms < 0:
+        return -1.0
+    return float(np.log2(1.0 + max(now_ms - previous_ms, 0) / 1_000.0))
+
+
+def encode(encoder: UserEncoder, steps: Sequence[Step]) -> tuple[dict[int, F32], dict[int, F32]]:
+    """Fold each step into its state.
+
+    Returns: (user vectors before each step, and after it), float32[D] by position.
+    """
+    before: dict[int, F32] = {}
+    after: dict[int, F32] = {}
+    waves: list[list[Step]] = []
+    depth: dict[int, int] = {}
+    for step in steps:
+        at = depth.get(id(step.state), 0)
+        depth[id(step.state)] = at + 1
+        if at == len(waves):
+            waves.append([])
+        waves[at].append(step)
+    dimension, text_dimension = encoder.dimension, encoder.text_dimension
+    for wave in waves:
+        item = np.zeros((len(wave), dimension), np.float32)
+        text = np.zeros((len(wave), text_dimension), np.float32)
+        for row, step in enumerate(wave):
+            if step.vector is not None:
+                item[row] = step.vector
+            if step.text is not None:
+                text[row] = step.text
+        inputs = EventInputs(
+            item=item,
+            text=text,
+            kind=np.array([s.kind for s in wave], np.int64),
+            strength=np.array([s.strength for s in wave], np.float32),
+            value=np.array([s.value for s in wave], np.float32),
+            log2_gap=np.array([s.log2_gap for s in wave], np.float32),
+        )
+        banks, users = encoder.step(np.stack([s.state.banks for s in wave]), inputs)
+        for row, step in enumerate(wave):
+            before[step.position] = step.state.user
+            after[step.position] = users[row]
+            if step.keep:
+                step.state.banks, step.state.user = banks[row], users[row]
+    return before, after

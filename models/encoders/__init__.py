@@ -1,0 +1,1 @@
+"""The networks' serving forms: ONNX Runtime sessions behind the ports of `models.domain.ports`. Never imports torch."""

@@ -1,0 +1,167 @@
+"""The manifest of a bundle: what lies in the directory, which version it is, how it fits. Knows no graph's content."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+from models.domain.errors import BundleError, IncompatibleBundleError
+
+MANIFEST = "manifest.json"
+MANIFEST_SCHEMA = 1
+# 12 hex digits (48 bits) keep the versions of a deployment's lifetime apart, and readable.
+VERSION_DIGITS = 12
+# From the oldest with LayerNormalization as one operator, to one that the tested ONNX Runtime (1.31) reads for sure.
+OPSETS = range(17, 24)
+
+Size = Annotated[int, Meta(ge=1, le=1_000_000)]
+FileName = Annotated[str, Meta(min_length=1, max_length=128)]
+Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+
+
+class Dimensions(Struct, frozen=True, kw_only=True):
+    item: Size
+    """D, of item and user vectors, bias dimension included."""
+    state: Size
+    """S."""
+    text: Size
+    """E."""
+    banks: Size
+
+
+class RankerSpec(Struct, frozen=True, kw_only=True):
+    graph: FileName
+    features: tuple[str, ...]
+    initial_weights: tuple[float, ...] | None
+    """One a feature where the graph takes `weights`; null where it has its own."""
+
+
+class TextModelSpec(Struct, frozen=True, kw_only=True):
+    graph: FileName
+    tokenizer: FileName
+    pooling: Literal["mean", "cls", "none"]
+    max_tokens: Annotated[int, Meta(ge=4, le=8_192)]
+    source: str
+    """Where it came from, for people."""
+
+
+class Graphs(Struct, frozen=True, kw_only=True):
+    step: FileName = "step.onnx"
+    sequence: FileName = "sequence.onnx"
+    item: FileName = "item.onnx"
+
+
+class Manifest(Struct, frozen=True, kw_only=True):
+    """`version` is `<name>-<digest>`; the digest covers all that decides behaviour, so equal content is one version."""
+
+    schema_version: int
+    name: Annotated[str, Meta(pattern="^[a-z0-9][a-z0-9-]{0,63}$")]
+    version: str
+    parent: str | None
+    created_ms: int
+    dimensions: Dimensions
+    opset: int
+    recipe: str
+    """How it was made, for whoever made it; no rule of the loader reads it."""
+    kinds: tuple[str, ...]
+    graphs: Graphs
+    ranker: RankerSpec
+    text_model: TextModelSpec
+    checksums: dict[FileName, Sha256]
+    metrics: dict[str, float] = {}
+
+    def files(self) -> tuple[str, ...]:
+        """Files that the bundle cannot do without."""
+        text = self.text_model
+        return (*msgspec.structs.astuple(self.graphs), self.ranker.graph, text.graph, text.tokenizer)
+
+
+def content_version(manifest: Manifest) -> str:
+    """The version that the manifest's content has: its name and a digest of all but version, time and metrics."""
+    content: dict[str, Any] = msgspec.to_builtins(manifest)
+    for name in ("version", "created_ms", "metrics"):
+        del content[name]
+    digest = hashlib.sha256(msgspec.json.encode(content, order="deterministic")).hexdigest()
+    return f"{manifest.name}-{digest[:VERSION_DIGITS]}"
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """The manifest of a bundle, checked for itself; no other file is read.
+
+    Raises: BundleError when it is missing, malformed or altered; IncompatibleBundleError when another release wrote it.
+    """
+    try:
+        data = (directory / MANIFEST).read_bytes()
+    except OSError as error:
+        raise BundleError(f"{directory}: no bundle here ({error.strerror}: {MANIFEST})") from error
+    try:
+        schema = msgspec.json.decode(data, type=_SchemaVersion).schema_version
+        if schema != MANIFEST_SCHEMA:
+            raise IncompatibleBundleError(
+                f"{directory}: manifest schema {schema}, this release reads {MANIFEST_SCHEMA}"
+            )
+        manifest = msgspec.json.decode(data, type=Manifest)
+    except (msgspec.DecodeError, UnicodeError) as error:
+        raise BundleError(f"{directory}: {MANIFEST} is malformed: {error}") from error
+    _check(directory, manifest)
+    return manifest
+
+
+class _SchemaVersion(Struct):
+    schema_version: int
+
+
+def _check(directory: Path, manifest: Manifest) -> None:
+    for name in {*manifest.files(), *manifest.checksums}:
+        _check_name(directory, name)
+    unlisted = set(manifest.files()) - manifest.checksums.keys()
+    if unlisted:
+        raise BundleError(f"{directory}: no checksum for {sorted(unlisted)}")
+    expected = content_version(manifest)
+    if manifest.version != expected:
+        raise BundleError(f"{directory}: {MANIFEST} was altered: it says {manifest.version}, its content is {expected}")
+    if manifest.opset not in OPSETS:
+        raise IncompatibleBundleError(f"{directory}: opset {manifest.opset}, supported {OPSETS[0]} to {OPSETS[-1]}")
+    if not manifest.kinds or manifest.kinds[0] or len(set(manifest.kinds)) != len(manifest.kinds):
+        raise BundleError(
+            f"{directory}: `kinds` must be distinct and start with the empty name (kinds it does not know)"
+        )
+
+
+def _check_name(directory: Path, name: str) -> None:
+    # One flat folder: a plain file name can lead nowhere else, on no platform.
+    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", name):
+        raise BundleError(f"{directory}: {name!r} is no plain file name")
+
+
+def read_files(directory: Path, manifest: Manifest) -> dict[str, bytes]:
+    """Contents of the listed files, each read once and checked.
+
+    Raises: BundleError when a file is missing, leads out of the directory, or is not what the manifest says.
+    """
+    root = directory.resolve()
+    contents: dict[str, bytes] = {}
+    for name, checksum in manifest.checksums.items():
+        path = (root / name).resolve()
+        if path.parent != root:
+            raise BundleError(f"{directory}: {name!r} leads out of the bundle")
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise BundleError(f"{directory}: cannot read {name}: {error.strerror}") from error
+        found = hashlib.sha256(data).hexdigest()
+        if found != checksum:
+            raise BundleError(
+                f"{directory}: {name} is damaged: sha256 {found[:12]}..., the manifest says {checksum[:12]}..."
+            )
+        contents[name] = data
+    return contents
