@@ -173,7 +173,7 @@ class Request(Struct, frozen=True, kw_only=True):
     schema_version: Version = SCHEMA_VERSION
 
 
-class RecommendedItem(Struct, frozen=True, kw_only=True):
+class RecommendedItem(Struct, frozen=True, gc=False):
     """One place of a list. `rank` is 1-based; `source` is the candidate source that proposed the item most strongly."""
 
     item_id: str

@@ -30,6 +30,7 @@ SOURCES: tuple[str, ...] = (
     "latest",
 )
 SOURCE_COUNT = len(SOURCES)
+COVISITATION = SOURCES.index("covisitation")
 # Recall of 300 candidates was .88 (films) and .96 (articles) in research/joint-ranker.md; a log-linear ranker's first ten
 # hardly ever stand deeper than 150 by every source.
 CANDIDATES = 200
@@ -215,22 +216,22 @@ def describe_list(arrays, scratch, vectors, available, query, lists, row):  # ty
     """Propose the candidates of list `row` and fill in their features."""
     scratch.stamp[0] += 1
     stamp = scratch.stamp[0]
-    for e in range(query.excluded_from[row], query.excluded_to[row]):
-        if query.excluded[e] >= 0:
-            scratch.excluded[query.excluded[e]] = stamp
     recent = query.recent[row]
     pairs, follows = arrays.pairs, arrays.follows
     neighbour, pair_weight, candidates = pairs.neighbour, pairs.weight, scratch.touched
+    inverse_root, excluded = pairs.inverse_root, scratch.excluded
     covisit, follow, strongest, because = scratch.covisit, scratch.follow, scratch.strongest, scratch.because
 
+    for e in range(query.excluded_from[row], query.excluded_to[row]):
+        if query.excluded[e] >= 0:
+            excluded[query.excluded[e]] = stamp
     touched = 0
     weights = np.ones(3)
-    sum_50, sum_80, sum_95, sum_last = 0.0, 0.0, 0.0, 0.0
     for age in range(recent.shape[0]):
         other = recent[age]
         if other < 0:
             break
-        norm = 1.0 / (np.sqrt(pairs.total[other]) + 1.0)
+        norm = inverse_root[other]
         w50, w80, w95 = np.float32(weights[0] * norm), np.float32(weights[1] * norm), np.float32(weights[2] * norm)
         last = np.float32(1.0) if age == 0 else np.float32(0.0)
         for k in range(pairs.start[other], pairs.start[other] + pairs.size[other]):
@@ -256,23 +257,15 @@ def describe_list(arrays, scratch, vectors, available, query, lists, row):  # ty
         weights[0] *= 0.5
         weights[1] *= 0.8
         weights[2] *= 0.95
-    for m in range(touched):
-        item = scratch.touched[m]
-        norm = np.float32(1.0 / (np.sqrt(pairs.total[item]) + 1.0))
-        for d in range(4):
-            covisit[item, d] *= norm
-        sum_50 += covisit[item, 0]
-        sum_80 += covisit[item, 1]
-        sum_95 += covisit[item, 2]
-        sum_last += covisit[item, 3]
-
-    # candidates: every source in turn gives its next one, so that an item's place is its best place in any source
     eligible = 0
     for m in range(touched):
-        item = scratch.touched[m]
-        if scratch.excluded[item] != stamp and available[item]:
+        item = candidates[m]
+        covisit[item, 1] *= inverse_root[item]
+        if excluded[item] != stamp and available[item]:
             scratch.eligible[eligible] = item
             eligible += 1
+
+    # candidates: every source in turn gives its next one, so that an item's place is its best place in any source
     best = top_of(scratch.covisit[:, 1], scratch.eligible, eligible, scratch.heap)
     places = np.zeros(SOURCE_COUNT, np.int64)
     limit = lists.item.shape[1]
@@ -296,7 +289,7 @@ def describe_list(arrays, scratch, vectors, available, query, lists, row):  # ty
                         break
                     item = arrays.top[source - 2, at]
                 places[source] += 1
-                if scratch.excluded[item] == stamp or not available[item]:
+                if excluded[item] == stamp or not available[item]:
                     continue
                 open_sources += 1
                 if scratch.listed[item] != stamp and size < limit:
@@ -325,8 +318,18 @@ def describe_list(arrays, scratch, vectors, available, query, lists, row):  # ty
     for k in range(size):
         total += np.exp(np.float32(8.0) * (lists.features[row, k, 0] - top_score))
     log_total = np.log(max(total, 1e-9))
-    inverse_50, inverse_80 = 1.0 / max(sum_50, 1e-9), 1.0 / max(sum_80, 1e-9)
-    inverse_95, inverse_last = 1.0 / max(sum_95, 1e-9), 1.0 / max(sum_last, 1e-9)
+    sum_50, sum_80, sum_95, sum_last = np.float32(1e-9), np.float32(1e-9), np.float32(1e-9), np.float32(1e-9)
+    for k in range(size):
+        item = lists.item[row, k]
+        covisit[item, 0] *= inverse_root[item]
+        covisit[item, 2] *= inverse_root[item]
+        covisit[item, 3] *= inverse_root[item]
+        sum_50 += covisit[item, 0]
+        sum_80 += covisit[item, 1]
+        sum_95 += covisit[item, 2]
+        sum_last += covisit[item, 3]
+    one = np.float32(1.0)
+    inverse_50, inverse_80, inverse_95, inverse_last = one / sum_50, one / sum_80, one / sum_95, one / sum_last
     for k in range(size):
         item = lists.item[row, k]
         f = lists.features[row, k]

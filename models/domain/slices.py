@@ -15,12 +15,12 @@ import numpy.typing as npt
 from models.domain import ranking, waves
 from models.domain.batch import FOLDED, REPLAYED, BatchResult, Incoming, PipelineOptions, Published, Score
 from models.domain.events import Forget, Hide, Interaction, Recommendation, RecommendedItem, Request, Search
-from models.domain.features import CANDIDATES, FEATURE_COUNT, SOURCES, Lists, Query, new_lists
+from models.domain.features import CANDIDATES, COVISITATION, FEATURE_COUNT, SOURCES, Lists, Query, new_lists
 from models.domain.gate import admit
 from models.domain.ports import F32
 from models.domain.ranking import AdaptiveWeights, Timeline
 from models.domain.reasons import because_of, of_source
-from models.domain.state import RECENT_LENGTH, Recent, UserState, event_hash
+from models.domain.state import Recent, UserState, event_hash
 from models.domain.statistics import PAIR_WINDOW, Touches
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ class Slice:
                 length = min(max(row.length for row in self.rows), CANDIDATES)
                 places = np.empty((len(self.rows), length), np.int32)
                 ranking.best_places(np.ascontiguousarray(scores, np.float32), lists.size, places)
-            with stage("write"):
+            with stage("rank"):
                 self._write(lists, scores, places)
 
     # fold ---------------------------------------------------------------------------------------------------------------
@@ -191,7 +191,7 @@ class Slice:
             value or 0.0,
             now_ms,
         )
-        state.recent.append(Recent(catalogue.ids[item], kind, value, now_ms))
+        state.remember_interaction(Recent(catalogue.ids[item], kind, value, now_ms))
         self._settle(state, now_ms)
         liking = options.liking(kind, value)
         if counted and options.count:
@@ -234,7 +234,6 @@ class Slice:
         result.published = [made for made in result.published if made.user_id != state.user_id]
 
     def _settle(self, state: UserState, now_ms: int) -> None:
-        del state.recent[:-RECENT_LENGTH]
         state.events += 1
         state.last_event_ms = max(state.last_event_ms, now_ms)
 
@@ -349,14 +348,34 @@ class Slice:
 
     def _write(self, lists: Lists, scores: F32, places: npt.NDArray[np.int32]) -> None:
         ids, result, model = self.catalogue.ids, self.result, self.pipeline.model_version
+        taken = np.maximum(places, 0)
+        # Plain lists: reading ten numpy scalars a list would cost more than the ranker.
+        items, sources, because, score, filled = (
+            array.tolist()
+            for array in (
+                np.take_along_axis(lists.item, taken, 1),
+                np.take_along_axis(lists.source, taken, 1),
+                np.take_along_axis(lists.because, taken, 1),
+                np.take_along_axis(scores, taken, 1),
+                (places >= 0).sum(axis=1),
+            )
+        )
         chosen: list[tuple[str, ...]] = []
         for at, row in enumerate(self.rows):
-            order = [place for place in places[at, : row.length].tolist() if place >= 0]
-            items = lists.item[at].tolist()
-            chosen.append(tuple(ids[items[place]] for place in order))
+            length = min(row.length, filled[at])
+            chosen.append(tuple([ids[item] for item in items[at][:length]]))
             if row.sequence == 0:
                 continue
-            data = self._message(row, order, chosen[at], lists, scores, at)
+            reasons = self._reasons(row.state, sources[at][:length], because[at])
+            made = tuple(
+                [
+                    RecommendedItem(item_id, rank, value, SOURCES[source], reason)
+                    for rank, (item_id, value, source, reason) in enumerate(
+                        zip(chosen[at], score[at], sources[at], reasons, strict=False), 1
+                    )
+                ]
+            )
+            data = self._message(row, made)
             result.published.append(Published(row.position, row.state.user_id, data))
             row.state.last_list, row.state.last_items, row.state.last_model = data, chosen[at], model
         for choice in self.choices:
@@ -364,25 +383,27 @@ class Slice:
             shown = choice.stored_items if choice.published_row < 0 else chosen[choice.published_row]
             shown_by = choice.stored_model if choice.published_row < 0 else model
             result.last_published[choice.position] = shown
-            result.scores.append(Score(choice.position, "last_published", shown_by or model, choice.cold, _place(shown, item_id)))
+            result.scores.append(
+                Score(choice.position, "last_published", shown_by or model, choice.cold, _place(shown, item_id))
+            )
             if choice.asked_row >= 0:
                 asked = chosen[choice.asked_row]
                 result.asked[choice.position] = asked
                 result.scores.append(Score(choice.position, "asked", model, choice.cold, _place(asked, item_id)))
 
-    def _message(
-        self, row: _Row, order: list[int], chosen: tuple[str, ...], lists: Lists, scores: F32, at: int
-    ) -> bytes:
-        event = self.records[row.position - self.records[0][0]][1].event
-        latest = {r.item_id: r for r in row.state.recent}
-        items = []
-        for rank, place in enumerate(order, 1):
-            source, because = SOURCES[lists.source[at, place]], int(lists.because[at, place])
-            owed = latest.get(self.catalogue.ids[because]) if because >= 0 and source == "covisitation" else None
-            reason = of_source(source) if owed is None else because_of(self.catalogue.titles[because], owed.kind, owed.value)
-            items.append(
-                RecommendedItem(item_id=chosen[rank - 1], rank=rank, score=float(scores[at, place]), source=source, reason=reason)
+    def _reasons(self, state: UserState, sources: list[int], because: list[int]) -> list[str]:
+        latest = {r.item_id: r for r in state.recent}
+        ids, titles = self.catalogue.ids, self.catalogue.titles
+        reasons = []
+        for source, owed in zip(sources, because, strict=False):
+            cause = latest.get(ids[owed]) if source == COVISITATION and owed >= 0 else None
+            reasons.append(
+                of_source(SOURCES[source]) if cause is None else because_of(titles[owed], cause.kind, cause.value)
             )
+        return reasons
+
+    def _message(self, row: _Row, items: tuple[RecommendedItem, ...]) -> bytes:
+        event = self.records[row.position - self.records[0][0]][1].event
         request_id = str(event.request_id) if isinstance(event, Request) else None
         trigger = None if isinstance(event, Request) else str(event.event_id)
         return self.pipeline.json.encode(
@@ -395,7 +416,7 @@ class Slice:
                 model_version=self.pipeline.model_version,
                 event_time_ms=row.now_ms,
                 generated_at_ms=self.generated_at_ms(row.now_ms),
-                items=tuple(items),
+                items=items,
             )
         )
 

@@ -65,6 +65,7 @@ class UserState:
         "last_model",
         "model_version",
         "recent",
+        "recent_index",
         "revision",
         "ring",
         "seen",
@@ -83,6 +84,7 @@ class UserState:
         self.model_version = model_version
         self.recent: list[Recent] = []
         """Oldest first."""
+        self.recent_index: list[int] | None = None
         self.seen: dict[int, bool] = {}
         """Item hash -> whether the item is excluded from lists; in order of first touch."""
         self.ring: dict[int, None] = {}
@@ -126,7 +128,8 @@ class UserState:
             if len(self.seen) > SEEN_LENGTH:
                 oldest = next(iter(self.seen))
                 if self.seen.pop(oldest):
-                    self.excluded[: self.excluded_size - 1] = self.excluded[1 : self.excluded_size]
+                    # A new array: lists under way still look at the old one.
+                    self.excluded = self.excluded[1:].copy()
                     self.excluded_size -= 1
         return before is None
 
@@ -142,14 +145,21 @@ class UserState:
                     self._exclude(index)
 
     def recent_items(self, catalogue: Catalogue, length: int) -> list[int]:
-        """Indices of the latest distinct items, latest first."""
-        ids = dict.fromkeys([r.item_id for r in reversed(self.recent)])
-        return [catalogue.intern(item_id) for item_id in list(ids)[:length]]
+        """Indices of the latest distinct items, latest first. Never changed in place."""
+        if self.recent_index is None:
+            ids = dict.fromkeys([r.item_id for r in reversed(self.recent)])
+            self.recent_index = [catalogue.intern(item_id) for item_id in ids]
+        return self.recent_index[:length]
+
+    def remember_interaction(self, recent: Recent) -> None:
+        self.recent.append(recent)
+        del self.recent[:-RECENT_LENGTH]
+        self.recent_index = None
 
     def forget(self, at_ms: int, banks: F32, user: F32) -> None:
         """Keep nothing but what stops older events from coming back."""
         self.banks, self.user = banks, user
-        self.recent, self.seen, self.ring = [], {}, {}
+        self.recent, self.recent_index, self.seen, self.ring = [], None, {}, {}
         self.events, self.last_event_ms = 0, -1
         self.last_list, self.last_items, self.last_model = b"", (), ""
         self.excluded, self.excluded_size, self.unresolved = np.empty(16, np.int32), 0, []

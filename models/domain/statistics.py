@@ -89,6 +89,8 @@ class Rows(NamedTuple):
     """int64[1], entries of the pool handed out."""
     total: npt.NDArray[np.float32]
     """float32[N], sum of all pair weights the item ever had."""
+    inverse_root: npt.NDArray[np.float32]
+    """float32[N], 1 / (1 + sqrt(total)), what co-visitation is normalised by."""
 
 
 class StatisticsArrays(NamedTuple):
@@ -235,9 +237,11 @@ def touch_one(arrays, item, event_time_ms, value, first, strong, recent):  # typ
             _add_pair(arrays.pairs, other, item, weight)
             arrays.pairs.total[item] += weight
             arrays.pairs.total[other] += weight
+            arrays.pairs.inverse_root[other] = 1.0 / (1.0 + np.sqrt(arrays.pairs.total[other]))
             if age < FOLLOW_WINDOW:
                 _add_pair(arrays.follows, other, item, _FOLLOW_WEIGHTS[age])
                 arrays.follows.total[other] += _FOLLOW_WEIGHTS[age]
+        arrays.pairs.inverse_root[item] = 1.0 / (1.0 + np.sqrt(arrays.pairs.total[item]))
 
 
 @njit(cache=True)
@@ -322,6 +326,7 @@ class Statistics:
             pool = _empty_rows(self.capacity, max(1, int(sizes.sum())))
             pool.start[index], pool.size[index], pool.capacity[index] = starts, sizes, sizes
             pool.total[index] = dumped[f"{rows}_total"]
+            pool.inverse_root[:] = 1.0 / (1.0 + np.sqrt(pool.total))
             pool.neighbour[: sizes.sum()] = index[dumped[f"{rows}_neighbour"]]
             pool.weight[: sizes.sum()] = dumped[f"{rows}_weight"]
             pool.used[0] = sizes.sum()
@@ -363,6 +368,7 @@ def _empty_rows(items: int, pool: int) -> Rows:
         weight=np.zeros(pool, np.float32),
         used=np.zeros(1, np.int64),
         total=np.zeros(items, np.float32),
+        inverse_root=np.ones(items, np.float32),
     )
 
 
@@ -393,7 +399,7 @@ def _grown(old: StatisticsArrays, items: int) -> StatisticsArrays:
     for rows in ("pairs", "follows"):
         pool: Rows = getattr(old, rows)
         wide = _empty_rows(items, 1)
-        for name in ("start", "size", "capacity", "total"):
+        for name in ("start", "size", "capacity", "total", "inverse_root"):
             getattr(wide, name)[:n] = getattr(pool, name)
         keep[rows] = wide._replace(neighbour=pool.neighbour, weight=pool.weight, used=pool.used)
     return new._replace(**keep)

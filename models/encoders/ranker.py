@@ -1,7 +1,7 @@
-"""The ranker over one ONNX graph: features in, scores out. Knows names and order of the features, not their meaning.
+"""The ranker over one ONNX graph: features in, scores out. Knows names and order of features, not their meaning.
 
-Graph contract: `features` float32[B, K, F] and, where it is log-linear with the caller's weights, `weights` float32[B, F]
--> `score` float32[B, K].
+Graph contract: `features` float32[B, K, F] and, where it is log-linear with the caller's weights, `weights`
+float32[B, F] -> `score` float32[B, K].
 """
 
 from __future__ import annotations

@@ -32,13 +32,13 @@ TINY = 1e-12
 class OnnxTextEncoder:
     """`TextEncoder` on ONNX Runtime; safe to call from several threads (it is meant for an executor's).
 
-    A text has the same bytes whatever texts stand beside it. Float graphs, and graphs with only their weights quantised,
-    keep that in batches; graphs that quantise activations do not. A probe at construction finds out, and those run one
-    text at a time.
+    A text has the same bytes whatever texts stand beside it. Float graphs, and graphs with quantised weights alone,
+    keep that in batches; graphs that quantise activations do not. A probe at construction finds out, and those
+    run one text at a time.
 
     Args:
-        session: graph with `input_ids`, `attention_mask` (`token_type_ids` at will), int64[B, T] -> float32[B, T, E], or
-            float32[B, E] where `pooling` is "none".
+        session: graph with `input_ids`, `attention_mask` (`token_type_ids` at will), int64[B, T] -> float32[B, T, E],
+            or float32[B, E] where `pooling` is "none".
         tokenizer: contents of a `tokenizer.json`.
         max_tokens: longer texts are cut here, special tokens included.
         cache_size: texts remembered; one costs about 2 kB at E = 384.
@@ -187,5 +187,5 @@ def _normalised(rows: F32) -> F32:
 
 
 def _well_formed(text: str) -> str:
-    # A lone surrogate is no character: the tokenizer (Rust) refuses the whole string, this replaces the one.
-    return text if text.isascii() else text.encode("utf-8", "replace").decode()
+    # A lone surrogate is no character: the tokenizer (Rust) refuses the whole string, this replaces it. Pairs join.
+    return text if text.isascii() else text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")

@@ -52,6 +52,10 @@ class OnnxUserEncoder:
         return next_state, user
 
     def sequence(self, state: F32, inputs: EventInputs, mask: npt.NDArray[np.bool_]) -> tuple[F32, F32]:
+        if mask.shape[1] == 0:
+            # ONNX Runtime's reductions fail on an empty axis; one place that holds no event says the same.
+            mask = np.zeros((len(mask), 1), np.bool_)
+            inputs = EventInputs(*(np.zeros((len(f), 1, *f.shape[2:]), f.dtype) for f in inputs))
         feed: dict[str, Any] = {"state": state, "mask": mask}
         for name, index in self._sequence_fields:
             feed[name] = inputs[index]

@@ -1,0 +1,224 @@
+"""How workers share item statistics: deltas over contiguous offsets, and the ledger that applies each exactly once.
+
+A delta says what the records [from, to) of one log partition added. Every reader sees the same sequence of deltas and accepts one
+only where its `from` equals the high water that the log itself has reached for that partition, so that all agree on what counts.
+Pure: reading and writing the topic is the caller's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from models.domain.catalogue import Catalogue
+from models.domain.errors import EventDecodeError, StateError
+from models.domain.ranking import AdaptiveWeights
+from models.domain.statistics import PAIR_WINDOW, Statistics, Touches, pack_dump, unpack_dump
+
+DELTA_VERSION = 1
+SNAPSHOT_VERSION = 1
+
+
+class Delta(msgspec.Struct, frozen=True, kw_only=True):
+    """What one micro-batch added. Touches refer to `items` by place; `recent` holds the user's latest items before the touch."""
+
+    source: str
+    """Log partition: topic, incarnation, partition."""
+    start: int = msgspec.field(name="from")
+    end: int = msgspec.field(name="to")
+    worker: str
+    items: list[str]
+    offset: list[int]
+    item: list[int]
+    event_time_ms: list[int]
+    value: list[float]
+    flags: list[int]
+    """1 = first touch, 2 = strong."""
+    recent: list[list[int]]
+    weights: list[float] = []
+    squares: list[float] = []
+    schema_version: int = DELTA_VERSION
+
+
+_decoder = msgspec.json.Decoder(Delta)
+_encoder = msgspec.json.Encoder()
+
+
+def encode_delta(delta: Delta) -> bytes:
+    return _encoder.encode(delta)
+
+
+def decode_delta(data: bytes) -> Delta:
+    """Raises: EventDecodeError."""
+    try:
+        delta = _decoder.decode(data)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise EventDecodeError("invalid_delta", str(error)[:300]) from error
+    if delta.schema_version != DELTA_VERSION:
+        raise EventDecodeError("undeclared_version", f"delta of version {delta.schema_version}")
+    return delta
+
+
+class Ledger:
+    """Applies deltas, own and others', to one worker's statistics. Own touches are in the statistics before their delta is sent.
+
+    Args:
+        worker: a name no other worker ever has, to tell own deltas.
+    """
+
+    def __init__(
+        self, statistics: Statistics, catalogue: Catalogue, weights: AdaptiveWeights | None, worker: str
+    ) -> None:
+        self.statistics, self.catalogue, self.weights, self.worker = statistics, catalogue, weights, worker
+        self.applied: dict[str, int] = {}
+        """Source -> offset below which this worker's statistics hold everything."""
+        self.logged: dict[str, int] = {}
+        """Source -> high water of the accepted deltas in the log."""
+
+    def lacks(self, source: str, offset: int) -> bool:
+        """Whether the statistics still lack the record."""
+        return offset >= self.applied.get(source, 0)
+
+    def write(
+        self,
+        source: str,
+        end: int,
+        touches: Sequence[Touches],
+        offsets: Sequence[int],
+        weights: Sequence[float],
+        squares: Sequence[float],
+    ) -> Delta | None:
+        """The delta of touches that just entered the statistics; None when there are none.
+
+        Args:
+            end: offset after the last record of the batch.
+            offsets: of each touch.
+        """
+        start = self.applied.get(source, 0)
+        if end <= start:
+            return None
+        if not offsets:
+            return None  # the next delta covers these offsets: its `from` stays where the last one ended
+        self.applied[source] = end
+        places: dict[int, int] = {}
+
+        def place(index: int) -> int:
+            return places.setdefault(index, len(places))
+
+        item = [place(i) for t in touches for i in t.item.tolist()]
+        recent = [[place(i) for i in row if i >= 0] for t in touches for row in t.recent.tolist()]
+        ids = self.catalogue.ids
+        return Delta(
+            source=source,
+            start=start,
+            end=end,
+            worker=self.worker,
+            items=[ids[index] for index in places],
+            offset=list(offsets),
+            item=item,
+            event_time_ms=[ms for t in touches for ms in t.event_time_ms.tolist()],
+            value=[v for t in touches for v in t.value.tolist()],
+            flags=[f + 2 * s for t in touches for f, s in zip(t.first.tolist(), t.strong.tolist(), strict=True)],
+            recent=recent,
+            weights=list(weights),
+            squares=list(squares),
+        )
+
+    def read(self, delta: Delta) -> Delta | None:
+        """Take the next delta of the log.
+
+        Returns: what of an own, rejected delta has to be sent again, else None.
+        """
+        source, logged = delta.source, self.logged.get(delta.source, 0)
+        if delta.start < logged:
+            if delta.worker != self.worker or delta.end <= logged:
+                return None
+            return _after(delta, logged)
+        # A start beyond the high water means that retention has cut the log before it: what it held is too old to matter.
+        self.logged[source] = delta.end
+        if delta.worker != self.worker:
+            self._apply(delta)
+        return None
+
+    def snapshot(self) -> bytes:
+        """Everything a new worker needs instead of the deltas so far."""
+        dumped = self.statistics.dump()
+        items = dumped["items"]
+        catalogue = self.catalogue
+        return msgspec.msgpack.encode(
+            {
+                "version": SNAPSHOT_VERSION,
+                "ids": catalogue.ids[:items],
+                "applied": self.applied,
+                "weights": None if self.weights is None else self.weights.weights.tolist(),
+                "squares": None if self.weights is None else self.weights.squares.tolist(),
+                "statistics": pack_dump(dumped),
+            }
+        )
+
+    def restore(self, data: bytes) -> None:
+        """Start from a snapshot. Raises: StateError."""
+        try:
+            snapshot: dict[str, Any] = msgspec.msgpack.decode(data)
+            version, ids = snapshot["version"], snapshot["ids"]
+        except (msgspec.DecodeError, KeyError, TypeError) as error:
+            raise StateError(f"unreadable statistics snapshot: {error}") from error
+        if version != SNAPSHOT_VERSION:
+            raise StateError(f"statistics snapshot of version {version}; this release reads {SNAPSHOT_VERSION}")
+        index = self.catalogue.intern_many(ids)
+        dumped = unpack_dump(snapshot["statistics"])
+        self.statistics.arrays = Statistics.load(dumped, index, len(self.catalogue)).arrays
+        for at in index[np.asarray(dumped["touches"]) > 0].tolist():
+            self.catalogue.touch(at)
+        if self.weights is not None and snapshot["weights"] is not None:
+            self.weights.weights[:], self.weights.squares[:] = snapshot["weights"], snapshot["squares"]
+        self.applied, self.logged = dict(snapshot["applied"]), dict(snapshot["applied"])
+
+    def _apply(self, delta: Delta) -> None:
+        """Count what this worker lacks of an accepted delta of another worker."""
+        have = self.applied.get(delta.source, 0)
+        self.applied[delta.source] = max(have, delta.end)
+        index = self.catalogue.intern_many(delta.items)
+        kept = [at for at, offset in enumerate(delta.offset) if offset >= have]
+        if kept:
+            recent = np.full((len(kept), PAIR_WINDOW), -1, np.int32)
+            for row, at in enumerate(kept):
+                places = delta.recent[at][:PAIR_WINDOW]
+                recent[row, : len(places)] = index[places]
+            item = index[[delta.item[at] for at in kept]]
+            for at in item.tolist():
+                self.catalogue.touch(at)
+            flags = np.array([delta.flags[at] for at in kept])
+            self.statistics.reserve(len(self.catalogue), len(kept))
+            self.statistics.update(
+                Touches(
+                    item=item,
+                    event_time_ms=np.array([delta.event_time_ms[at] for at in kept], np.int64),
+                    value=np.array([delta.value[at] for at in kept], np.float32),
+                    first=(flags & 1) > 0,
+                    strong=(flags & 2) > 0,
+                    recent=recent,
+                )
+            )
+        if len(kept) == len(delta.offset) and self.weights is not None and delta.weights:
+            self.weights.add(delta.weights, delta.squares)
+
+
+def _after(delta: Delta, start: int) -> Delta:
+    """The part of a delta from `start` on, without the weights' movement, which cannot be split."""
+    kept = [at for at, offset in enumerate(delta.offset) if offset >= start]
+    return msgspec.structs.replace(
+        delta,
+        start=start,
+        offset=[delta.offset[at] for at in kept],
+        item=[delta.item[at] for at in kept],
+        event_time_ms=[delta.event_time_ms[at] for at in kept],
+        value=[delta.value[at] for at in kept],
+        flags=[delta.flags[at] for at in kept],
+        recent=[delta.recent[at] for at in kept],
+        weights=[],
+        squares=[],
+    )

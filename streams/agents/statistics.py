@@ -1,0 +1,98 @@
+"""How workers share item statistics: applies the `item-stats` topic to the ledger, sends again what the log rejected.
+
+Snapshots go through the same topic, cut into messages; the committed offset of a group of their own says where the newest begins,
+so that a new worker need not read a year of deltas.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from models.domain.deltas import Delta, Ledger, decode_delta, encode_delta
+from models.domain.errors import EventDecodeError, StateError
+from streams.kafka.publisher import Message, Publisher
+from streams.kafka.snapshot_pointer import SnapshotPointer
+from streams.metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+SNAPSHOT_KEY = b"snapshot"
+# Well below the smallest message limit in use (1 MiB), headers included.
+SNAPSHOT_PART_BYTES = 512_000
+
+
+class StatisticsFeed:
+    """Takes deltas off the topic in order.
+
+    Args:
+        lock: held while statistics change, since the pipeline works on them in another thread.
+        owns: whether this worker consumes a source now.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        topic: str,
+        publisher: Publisher,
+        metrics: Metrics,
+        lock: asyncio.Lock,
+        owns: Callable[[str], bool],
+    ) -> None:
+        self._ledger, self._topic, self._publisher = ledger, topic, publisher
+        self._metrics, self._lock, self._owns = metrics, lock, owns
+        self.applied_since_snapshot = 0
+
+    async def apply(self, records: Sequence[Any]) -> None:
+        """Raises: StateError when this worker's statistics cannot be made right without starting again."""
+        again: list[Delta] = []
+        async with self._lock:
+            for record in records:
+                if record.key == SNAPSHOT_KEY or record.value is None:
+                    continue
+                try:
+                    delta = decode_delta(record.value)
+                except EventDecodeError as error:
+                    # Not ours to repair, and counting on without it would part this worker from the others.
+                    raise StateError(f"unreadable delta at offset {record.offset}: {error}") from error
+                rejected = self._ledger.read(delta)
+                self.applied_since_snapshot += len(delta.offset)
+                outcome = "rejected" if rejected is not None else "applied"
+                self._metrics.count_deltas("rejected" if outcome == "rejected" else "applied", 1, len(record.value))
+                if rejected is not None:
+                    if not self._owns(delta.source):
+                        raise StateError(f"the log rejected a delta of {delta.source}, which another worker owns now")
+                    again.append(rejected)
+            for delta in again:
+                await self._publisher.send_many([Message(self._topic, delta.source.encode(), encode_delta(delta))])
+
+    async def write_snapshot(self, read_from: int, incarnation: str) -> SnapshotPointer | None:
+        """Publish everything counted so far.
+
+        Args:
+            read_from: this worker's position in the topic: what it has not read yet, the snapshot may lack.
+        """
+        async with self._lock:
+            data = self._ledger.snapshot()
+            self.applied_since_snapshot = 0
+        packed = zlib.compress(data, 1)
+        parts = [packed[at : at + SNAPSHOT_PART_BYTES] for at in range(0, len(packed), SNAPSHOT_PART_BYTES)]
+        sent = await self._publisher.send_many(
+            [
+                Message(self._topic, SNAPSHOT_KEY, part, (("part", b"%d" % at), ("parts", b"%d" % len(parts))))
+                for at, part in enumerate(parts)
+            ]
+        )
+        log.info("statistics snapshot written", extra={"bytes": len(packed), "parts": len(parts)})
+        return SnapshotPointer(read_from, sent[0].offset, len(parts), incarnation) if sent else None
+
+    def restore(self, parts: Sequence[bytes]) -> None:
+        """Raises: StateError."""
+        try:
+            data = zlib.decompress(b"".join(parts))
+        except zlib.error as error:
+            raise StateError(f"unreadable statistics snapshot: {error}") from error
+        self._ledger.restore(data)

@@ -1,0 +1,1 @@
+"""The command line: a file a command group, loaded when its command is called."""

@@ -1,0 +1,1 @@
+"""Stores of user states and item vectors behind the ports of `models.domain`; the only importer of qdrant clients."""
