@@ -44,7 +44,7 @@ class PipelineOptions(NamedTuple):
     """Share of choices (by hash of the event id) before which a list is asked, scored and learned from."""
     value_scale: float = DEFAULT_VALUE_SCALE
     learn: bool = True
-    count: bool = True
+    counts: bool = True
     """False freezes the statistics (protocol P1)."""
     publish: bool = True
     """False folds with outputs muted (rebuild)."""
@@ -56,7 +56,7 @@ class PipelineOptions(NamedTuple):
         return min(self.strengths.get(kind, 1.0) / 3.0, 1.0)
 
     def strength(self, kind: str, value: float | None) -> float:
-        """How far an interaction moves the state: a low rating still says what the user looks at, a quarter as strongly."""
+        """How far an interaction moves the state: a low rating still says what the user looks at, at a quarter."""
         return self.strengths.get(kind, 1.0) * (1.0 if value is None else 0.25 + 0.75 * self.liking(kind, value))
 
 

@@ -17,7 +17,7 @@ F32 = npt.NDArray[np.float32]
 
 
 def item_hash(item_id: str) -> int:
-    """64 bits of BLAKE2b: what a user's state remembers of an item. Two of a million items collide with probability 3e-8."""
+    """64 bits of BLAKE2b: what a state remembers of an item. Two of a million items collide with probability 3e-8."""
     return int.from_bytes(hashlib.blake2b(item_id.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 
 
@@ -38,8 +38,9 @@ def content_hash(item: Item) -> str:
 class Catalogue:
     """Items by index.
 
-    An item is *known* once it was declared or touched by an event; an event on an undeclared item makes a placeholder that is
-    recommendable from its behaviour alone. A removed item stays numbered and is not recommended until it is declared again.
+    An item is *known* once it was declared or touched by an event; an event on an undeclared item makes a placeholder
+    that is recommendable from its behaviour alone. A removed item stays numbered and is not recommended until it is
+    declared again.
 
     Args:
         dimension: D of the item vectors.

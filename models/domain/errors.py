@@ -1,4 +1,4 @@
-"""The one error tree of the project. Data travels as attributes, so that a policy can act on it without parsing text."""
+"""The one error tree of the project. Data travels as attributes: a policy acts on it without parsing text."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""The online metric and its baseline: HR@10 and nDCG@10 of one place, totals over many, intervals by user, decayed popularity.
+"""The online metric and its baseline: HR@10 and nDCG@10 of one place, intervals by user, decayed popularity.
 
-Full catalogue, global time order, never sampled negatives. Worker, backtest and demo share it, so that their numbers mean the same.
+Full catalogue, global time order, never sampled negatives. Worker, backtest and demo share it, so that their numbers
+mean the same.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Whether a record is applied to a user's state. The one place that decides replay, duplicate, lateness and forgetting."""
+"""Whether a record is applied to a user's state: the one place that decides replay, duplicate, late and forgotten."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ def admit(state: UserState, record: Incoming, options: PipelineOptions) -> tuple
     time_ms = event.event_time_ms
     if 0 <= record.record_time_ms < time_ms - options.max_future_ms:
         return FUTURE, (
-            f"`event_time_ms` {time_ms} is more than {options.max_future_ms} ms after the record's own time {record.record_time_ms}"
+            f"`event_time_ms` {time_ms} is more than {options.max_future_ms} ms after the record's own time "
+            f"{record.record_time_ms}"
         )
     if time_ms <= state.forgotten_ms:
         return FORGOTTEN, ""
@@ -26,6 +27,7 @@ def admit(state: UserState, record: Incoming, options: PipelineOptions) -> tuple
     # A user who asks to be forgotten is never told that the request came late.
     if not isinstance(event, Forget) and time_ms < state.last_event_ms - options.allowed_lateness_ms:
         return LATE, (
-            f"`event_time_ms` {time_ms} is more than {options.allowed_lateness_ms} ms before the user's latest {state.last_event_ms}"
+            f"`event_time_ms` {time_ms} is more than {options.allowed_lateness_ms} ms before the user's latest "
+            f"{state.last_event_ms}"
         )
     return FOLDED, ""

@@ -27,9 +27,9 @@ from models.domain.statistics import Statistics
 from models.domain.waves import log2_gap
 
 # Events played per compiled call: large enough that numpy's and ONNX Runtime's fixed costs vanish, small enough that the
-# features of its lists (23 KB each) stay in cache.
-SLICE = 64
-# Items the vector index proposes: no list of 200 candidates from eight sources reaches deeper into one of them.
+# features of its lists (15 KB each) stay in cache.
+SLICE = 128
+# Items the vector index proposes: no list of 128 candidates from eight sources reaches deeper into one of them.
 NEAREST = 64
 
 Stage = Callable[[str], AbstractContextManager[object]]

@@ -64,7 +64,7 @@ def replay(
         player.play(events[at : min(at + _BATCH, start)])
         progress(min(at + _BATCH, start))
     if protocol != "p2":
-        player.options = pipeline.options._replace(learn=False, count=False, asked_share=1.0)
+        player.options = pipeline.options._replace(learn=False, counts=False, asked_share=1.0)
     if protocol == "p1-strict":
         yield from _strict(player, events, start, progress)
         return

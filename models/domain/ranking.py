@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from models.domain.features import FEATURE_COUNT, FEATURES, describe_list, top_of
+from models.domain.features import FEATURE_COUNT, FEATURES, describe_list, push, sort_heap, top_of
 from models.domain.statistics import touch_one
 
 # Adagrad step: chosen on the validation parts of films and articles (see models/README.md).
@@ -60,7 +60,7 @@ class Timeline(NamedTuple):
     target: npt.NDArray[np.int32]
     """int32[n], what was chosen of the asked list (-1: not a first choice of a known item)."""
     learn: npt.NDArray[np.bool_]
-    count: npt.NDArray[np.bool_]
+    counts: npt.NDArray[np.bool_]
     """bool[n], the interaction enters the statistics."""
     publish_row: npt.NDArray[np.int64]
     item: npt.NDArray[np.int32]
@@ -113,7 +113,7 @@ def play(arrays, scratch, vectors, available, query, lists, weights, squares, ro
                     if lists.item[row, at] == timeline.target[k]:
                         _learn(lists.features[row], lists.size[row], at, weights, squares)
                         break
-        if timeline.count[k]:
+        if timeline.counts[k]:
             touch_one(
                 arrays,
                 timeline.item[k],
@@ -156,15 +156,16 @@ def nearest(scores, eligible, excluded, excluded_from, excluded_to, out):  # typ
     """
     items = scores.shape[1]
     stamp = np.full(items, -1, np.int64)
-    members = np.empty(items, np.int32)
     for row in range(scores.shape[0]):
         for e in range(excluded_from[row], excluded_to[row]):
             if 0 <= excluded[e] < items:
                 stamp[excluded[e]] = row
-        count = 0
+        keys, heap, size = scores[row], out[row], 0
+        limit = heap.shape[0]
         for item in range(items):
+            if size == limit and keys[item] <= keys[heap[0]]:
+                continue  # an equal score loses to the smaller index
             if eligible[item] and stamp[item] != row:
-                members[count] = item
-                count += 1
-        got = top_of(scores[row], members, count, out[row])
-        out[row, got:] = -1
+                size = push(keys, item, heap, size)
+        sort_heap(keys, heap, size)
+        out[row, size:] = -1

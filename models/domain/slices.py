@@ -70,7 +70,7 @@ class _Moment(NamedTuple):
     ask_row: int = -1
     ask_fresh: bool = False
     target: int = -1
-    count: bool = False
+    counts: bool = False
     publish_row: int = -1
     item: int = -1
     event_time_ms: int = 0
@@ -194,14 +194,14 @@ class Slice:
         state.remember_interaction(Recent(catalogue.ids[item], kind, value, now_ms))
         self._settle(state, now_ms)
         liking = options.liking(kind, value)
-        if counted and options.count:
+        if counted and options.counts:
             self.result.touch_positions.append(position)
         self.moments.append(
             _Moment(
                 ask_row=ask_row,
                 ask_fresh=fresh,
                 target=item,
-                count=counted and options.count,
+                counts=counted and options.counts,
                 publish_row=self._publish(position, state, now_ms),
                 item=item,
                 event_time_ms=now_ms,
@@ -310,8 +310,8 @@ class Slice:
             ask_row=np.array([m.ask_row for m in moments], np.int64),
             ask_fresh=np.array([m.ask_fresh for m in moments], np.bool_),
             target=np.array([m.target for m in moments], np.int32),
-            learn=np.array([learn and m.count for m in moments], np.bool_),
-            count=np.array([m.count for m in moments], np.bool_),
+            learn=np.array([learn and m.counts for m in moments], np.bool_),
+            counts=np.array([m.counts for m in moments], np.bool_),
             publish_row=np.array([m.publish_row for m in moments], np.int64),
             item=np.array([m.item for m in moments], np.int32),
             event_time_ms=np.array([m.event_time_ms for m in moments], np.int64),
@@ -333,7 +333,7 @@ class Slice:
             row_weights,
             timeline,
         )
-        kept = timeline.count
+        kept = timeline.counts
         if kept.any():
             self.result.touches.append(
                 Touches(

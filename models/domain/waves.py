@@ -1,4 +1,4 @@
-"""Running the user encoder over a slice: events of different users side by side, events of one user one after the other."""
+"""Running the user encoder over a slice: events of different users side by side, one user's one after the other."""
 
 from __future__ import annotations
 

@@ -5,15 +5,21 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
+import os
+import signal
 import sys
 from collections.abc import Callable, Coroutine
 from importlib import metadata
-from typing import Annotated, Any, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from streams.logs import configure_logging
 from streams.settings import SettingInfo, Settings, describe_settings
+
+if TYPE_CHECKING:
+    from models.encoders.manifest import Manifest
 
 T = TypeVar("T")
 
@@ -83,6 +89,81 @@ def run_async(main: Coroutine[Any, Any, T]) -> T:
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(main)
+
+
+def stop_on_signals(stop: Callable[[], object]) -> None:
+    """Call `stop` at SIGTERM (supervisors) and SIGINT (Ctrl-C). For the running event loop."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+
+
+async def until_stopped(work: Coroutine[Any, Any, object]) -> None:
+    """Run `work` to its end, or until a signal asks to end: then it is cancelled, and that is no failure."""
+    task = asyncio.ensure_future(work)
+    stopped = False
+
+    def stop() -> None:
+        nonlocal stopped
+        stopped = True
+        task.cancel()
+
+    stop_on_signals(stop)
+    try:
+        await task
+    except asyncio.CancelledError:
+        if not stopped:
+            raise
+
+
+def use_one_blas_thread() -> None:
+    """Keep matrix products on the calling thread, unless the environment says otherwise. Call it before numpy is loaded.
+
+    The exact search multiplies small batches: with two BLAS threads it fell from thousands to 123 queries a second, since
+    the threads wait for each other longer than they compute (research/faust-feasibility.md). BLAS reads these once.
+    """
+    for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(name, "1")
+
+
+def bundle_path(settings: Settings) -> Path:
+    """Where the bundle to serve is, or will be once the bootstrap bundle is made. Makes nothing."""
+    return Path(settings.bundle) if settings.bundle else settings.data_dir / "bundles" / "bootstrap"
+
+
+def resolve_bundle(settings: Settings) -> Path:
+    """The bundle to serve: the directory of the settings, else the bootstrap bundle, made or brought up to date here.
+
+    Raises: BundleError.
+    """
+    if settings.bundle:
+        return bundle_path(settings)
+    # Only the command line may import `export`, and only where a bundle is to be made: it needs the extra `bundle`.
+    from export.bootstrap import ensure_bootstrap
+    from models.domain.events import EventContract, declared_types
+    from models.domain.features import FEATURES
+    from models.domain.ranking import bootstrap_weights
+
+    return ensure_bootstrap(
+        bundle_path(settings),
+        text_model=settings.text_model or None,
+        features=FEATURES,
+        initial_weights=bootstrap_weights(),
+        kinds=sorted(declared_types(EventContract(settings.interaction_strengths))),
+    )
+
+
+def served_manifest(settings: Settings) -> Manifest:
+    """The manifest of the bundle to serve, which is made only where there is none. Raises: BundleError."""
+    from models.domain.errors import BundleError
+    from models.encoders.manifest import read_manifest
+
+    try:
+        return read_manifest(bundle_path(settings))
+    except BundleError:
+        if settings.bundle:
+            raise
+        return read_manifest(resolve_bundle(settings))
 
 
 def installed_version(distribution: str) -> str:

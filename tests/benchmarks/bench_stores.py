@@ -1,4 +1,4 @@
-"""Cost of the stores' calls, and of the ways to hand a state over: `python tests/benchmarks/bench_stores.py [--json FILE]`.
+"""Cost of the stores' calls, and of the ways to hand a state over: `bench_stores.py [--json FILE]`.
 
 Everything of one table runs in one process after the other; the ratios mean more than the figures.
 """
@@ -15,6 +15,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -44,6 +45,7 @@ DIMENSION, STATE_SIZE, BODY_BYTES = 65, 256, 4000
 BATCH, USERS, ROUNDS = 64, 2048, 96
 
 Figures = dict[str, float]
+Call = Callable[[int], Awaitable[object]]
 
 
 def make_users(revision: int) -> list[UserRecord]:
@@ -62,7 +64,7 @@ def make_users(revision: int) -> list[UserRecord]:
     ]
 
 
-async def timed(call: Callable[[int], Awaitable[object]], per: int, rounds: int = ROUNDS) -> tuple[float, float]:
+async def timed(call: Call, per: int, rounds: int = ROUNDS) -> tuple[float, float]:
     """Returns: median and 99th percentile, microseconds a user (or query)."""
     taken = []
     for number in range(rounds):
@@ -85,9 +87,7 @@ async def bench_stores(name: str, stores: Stores, figures: Figures) -> None:
     def keys(number: int) -> list[str]:
         return [record.user_key for record in batch(number)]
 
-    async def report(
-        what: str, call: Callable[[int], Awaitable[object]], per: int = BATCH, rounds: int = ROUNDS
-    ) -> None:
+    async def report(what: str, call: Call, per: int = BATCH, rounds: int = ROUNDS) -> None:
         median, tail = await timed(call, per, rounds)
         figures[f"{name}: {what}"] = median
         print(f"{name:10}{what:44}{median:10.1f}{tail:10.1f}", flush=True)
@@ -105,10 +105,8 @@ async def bench_stores(name: str, stores: Stores, figures: Figures) -> None:
         per_item = (time.perf_counter() - started) / size * 1e6
         print(f"{name:10}{f'upsert_many, {size} items':44}{per_item:10.1f}", flush=True)
         for queries in (1, 64):
-            asked = vectors[:queries]
-            await report(
-                f"search_many, {queries} of {size}, k=100", lambda _: items.search_many(asked, 100), queries, 12
-            )
+            search = partial(items.search_many, vectors[:queries], 100)
+            await report(f"search_many, {queries} of {size}, k=100", lambda _, s=search: s(), queries, 12)
     await stores.close()
 
 

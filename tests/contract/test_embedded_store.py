@@ -148,13 +148,13 @@ async def test_a_directory_that_cannot_be_used_is_named(tmp_path: Path) -> None:
 async def test_the_write_ahead_log_does_not_grow_with_the_writes(tmp_path: Path) -> None:
     stores = EmbeddedStores(tmp_path)
     users = await stores.users(state_size=other.STATE_SIZE, dimension=other.DIMENSION)
-    fat = os.urandom(20_000)
-    for revision in range(1, 5 * FLUSH_EVERY_POINTS // 256):
+    fat = os.urandom(4_000)
+    for revision in range(1, 4 * FLUSH_EVERY_POINTS // 256):
         await users.save_many(
             [msgspec.structs.replace(other.user(number, revision), body=fat) for number in range(256)]
         )
     wal = tmp_path / "collections" / "users_0" / "shard" / "wal"
-    written = 5 * FLUSH_EVERY_POINTS * len(fat)
+    written = 4 * FLUSH_EVERY_POINTS * len(fat)
     await stores.close()
     kept = sum(file.stat().st_blocks * 512 for file in wal.iterdir())
     assert kept < written / 2

@@ -1,0 +1,200 @@
+"""`streamrec backtest`: a file through the worker's own pipeline, without Kafka, under a protocol of `models.domain`."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Mapping
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+import typer
+
+from models.domain.errors import EventDecodeError
+from models.domain.events import Event, EventContract, Item
+from streams.cli.common import resolve_bundle, use_one_blas_thread, with_settings
+from streams.cli.follow import print_table
+from streams.cli.lines import BadLines, FileError, file_size, private_file, progress_bar, read_lines
+from streams.settings import Settings
+
+if TYPE_CHECKING:
+    from models.domain.catalogue import Catalogue
+    from models.domain.protocol import ScoredEvent
+    from models.encoders.bundle import Bundle
+
+# Texts of one call of the encoder: it sorts them by length, and beyond some dozens nothing is gained.
+ENCODE_BATCH = 256
+# Of the bootstrap intervals; everything else is deterministic.
+SEED = 0
+
+app = typer.Typer()
+
+
+class ProtocolName(str, Enum):
+    p1 = "p1"
+    p1_strict = "p1-strict"
+    p2 = "p2"
+
+
+@app.command()
+@with_settings("Model", "Recommending")
+def backtest(
+    settings: Settings,
+    events: Annotated[Path, typer.Argument(metavar="EVENTS.jsonl", help="Events, plain or .gz.")],
+    items: Annotated[Path | None, typer.Option(metavar="ITEMS.jsonl", help="The catalogue, plain or .gz.")] = None,
+    protocol: Annotated[
+        ProtocolName,
+        typer.Option(
+            help="p2: ask before every event, then learn from it; p1: weights and statistics frozen at 80%; "
+            "p1-strict: besides, only strictly earlier events of the user."
+        ),
+    ] = ProtocolName.p2,
+    lists: Annotated[Path | None, typer.Option(metavar="OUT.jsonl", help="Write the lists of every scored event.")] = None,
+    json_out: Annotated[Path | None, typer.Option("--json", metavar="OUT.json", help="Write the figures.")] = None,
+) -> None:
+    """Replay a file in time order and print nDCG@10 and HR@10 of its last 20%: full catalogue, no sampled negatives.
+
+    "asked" is the list at that moment, "last published" the one that stood before the event. The same settings as the
+    worker's give the same figures as its own counters. Bad lines are reported and left out.
+    """
+    use_one_blas_thread()
+    contract = EventContract(settings.interaction_strengths)
+    bad = BadLines(events)
+    played = _events(events, contract, bad)
+    if not played:
+        raise FileError(f"{events}: no valid event in it")
+    catalogue_items, bad_items = _items(items, contract)
+    figures = _run(settings, contract, played, catalogue_items, protocol.value, lists)
+    figures |= {"bad_lines": bad.count, "bad_item_lines": bad_items}
+    if json_out is not None:
+        with private_file(json_out) as out:
+            out.write(msgspec.json.format(msgspec.json.encode(figures), indent=2) + b"\n")
+    _print(figures)
+
+
+def _events(path: Path, contract: EventContract, bad: BadLines) -> list[Event]:
+    found: list[Event] = []
+    with progress_bar(f"reading {path.name}", file_size(path), "bytes") as progress:
+        for line in read_lines(path, progress):
+            try:
+                found.append(contract.decode_event(line.data))
+            except EventDecodeError as error:
+                bad.report(line.number, error)
+    found.sort(key=lambda event: event.event_time_ms)  # stable: lines of one stamp stay as they stand
+    return found
+
+
+def _items(path: Path | None, contract: EventContract) -> tuple[list[Item], int]:
+    """The catalogue as the file leaves it (a later line replaces an earlier one), and how many lines are no good."""
+    if path is None:
+        return [], 0
+    from streams.cli.publish import LineReader
+    from streams.topics import TopicNames
+
+    bad, found = BadLines(path), dict[str, Item]()
+    reader = LineReader(contract, TopicNames(), "items", validate=True)
+    for line in read_lines(path):
+        try:
+            message = reader.read(line).message
+            item = contract.decode_item(line.data)
+        except EventDecodeError as error:
+            bad.report(line.number, error)
+            continue
+        found.pop(str(item.item_id), None)
+        if message.value is not None:
+            found[str(item.item_id)] = item
+    return list(found.values()), bad.count
+
+
+def _run(
+    settings: Settings,
+    contract: EventContract,
+    events: list[Event],
+    items: list[Item],
+    protocol: str,
+    lists: Path | None,
+) -> dict[str, Any]:
+    from models.domain.protocol import replay, summary
+    from streams.container import make_pipeline, pipeline_options, read_bundle, warm_up
+
+    bundle = read_bundle(settings, resolve_bundle(settings))
+    options = pipeline_options(settings, contract)
+    warm_up(bundle, options)
+    pipeline = make_pipeline(bundle, options)
+    fill_catalogue(pipeline.catalogue, items, bundle)
+    scored: list[ScoredEvent] = []
+    started = time.perf_counter()
+    with progress_bar(f"replaying {protocol}", len(events), "events") as progress:
+        for each in replay(
+            pipeline, events, protocol, encode_texts=bundle.text_encoder.encode_many, progress=progress
+        ):
+            scored.append(each)
+    seconds = time.perf_counter() - started
+    if lists is not None:
+        _write_lists(lists, scored)
+    figures: dict[str, Any] = _finite(summary(scored, len(pipeline.catalogue)))
+    return figures | {
+        "protocol": protocol,
+        "events": len(events),
+        "items": len(pipeline.catalogue),
+        "seconds": seconds,
+        "events_per_second": len(events) / seconds,
+        "model_version": bundle.version,
+        "seed": SEED,
+    }
+
+
+def fill_catalogue(catalogue: Catalogue, items: list[Item], bundle: Bundle) -> None:
+    """Declare items and give them their vectors, as the owner of an item does."""
+    import numpy as np
+
+    from streams.agents.items import encode_items
+
+    with progress_bar("encoding items", len(items), "items") as progress:
+        for start in range(0, len(items), ENCODE_BATCH):
+            batch = items[start : start + ENCODE_BATCH]
+            at = [catalogue.declare(item) for item in batch]
+            catalogue.set_vectors(at, np.stack(encode_items(batch, bundle.text_encoder, bundle.item_encoder)))
+            progress(start + len(batch))
+
+
+def _write_lists(path: Path, scored: Iterable[ScoredEvent]) -> None:
+    with private_file(path) as out:
+        for each in scored:
+            line = {"event_id": each.event.event_id, "items": each.asked, "items_last_published": each.last_published}
+            out.write(msgspec.json.encode(line) + b"\n")
+
+
+def _finite(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON has no NaN: what could not be measured is null."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, tuple | list):
+            return [plain(each) for each in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return {name: plain(value) for name, value in figures.items()}
+
+
+def _print(figures: Mapping[str, Any]) -> None:
+    def shown(name: str) -> list[str]:
+        value, interval = figures[name], figures.get(f"{name}_interval")
+        text = "-" if value is None else f"{value:.4f}"
+        return [text, "" if not interval or interval[0] is None else f"{interval[0]:.4f} to {interval[1]:.4f}"]
+
+    rows = [
+        ["asked", "nDCG@10", *shown("ndcg_at_10")],
+        ["asked", "HR@10", *shown("hr_at_10")],
+        ["last published", "nDCG@10", *shown("last_published_ndcg_at_10")],
+        ["last published", "HR@10", *shown("last_published_hr_at_10")],
+        [f"asked, cold ({figures['cold_events']})", "nDCG@10", *shown("cold_ndcg_at_10")],
+        [f"asked, warm ({figures['warm_events']})", "nDCG@10", *shown("warm_ndcg_at_10")],
+    ]
+    title = (
+        f"{figures['protocol']}: {figures['scored_events']} scored of {figures['events']} events, "
+        f"{figures['events_per_second']:,.0f} events/s, model {figures['model_version']}"
+    )
+    print_table(title, ("list", "figure", "value", "95% by user"), rows)
+    typer.echo(f"coverage@10 {figures['coverage_at_10']:.3f}; {figures['bad_lines'] + figures['bad_item_lines']} bad lines")
