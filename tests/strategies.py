@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
 from models.domain import events as contract
+from models.domain.batch import Incoming
 from models.domain.events import Event, Forget, Hide, Impression, Interaction, Item, Request, Search
 
 # Any text that UTF-8 can carry, in any language, control characters and emoji included; the short end is drawn most.
@@ -126,3 +127,51 @@ anything: SearchStrategy[bytes] = st.one_of(
     almost_messages(),
     damaged_messages(),
 )
+
+# Logs: what a pipeline gets, over so few users and items that they meet.
+LOG_START_MS = 1_700_000_000_000
+
+
+@st.composite
+def event_logs(draw: st.DrawFn, *, min_size: int = 1, max_size: int = 80) -> list[Incoming]:
+    """Records of one log partition: mostly interactions, stamps mostly rising, now and then an event id sent twice."""
+    random = draw(st.randoms(use_true_random=False))
+    size = draw(st.integers(min_size, max_size))
+    log, now_ms = [], LOG_START_MS
+    for offset in range(size):
+        now_ms += random.choice((0, 0, 1_000, 60_000, 3_600_000))
+        late = random.choice((0,) * 9 + (5_000, 200_000_000))
+        event_id = f"e{random.randrange(size)}" if random.random() < 0.1 else f"e{offset}"
+        common = {"event_id": event_id, "user_id": random.choice(("ann", "bob", "cid", "dee"))}
+        time_ms, item = now_ms - late, f"i{random.randrange(40)}"
+        event: Event | Request
+        match random.choice(("interaction",) * 12 + ("search", "hide", "impression", "forget", "request")):
+            case "search":
+                event = Search(
+                    type="search", text=random.choice(("red shoes", "rain")), event_time_ms=time_ms, **common
+                )
+            case "hide":
+                event = Hide(type="hide", item_id=item, event_time_ms=time_ms, **common)
+            case "impression":
+                event = Impression(type="impression", item_ids=(item,), event_time_ms=time_ms, **common)
+            case "forget":
+                event = Forget(type="forget", event_time_ms=time_ms, **common)
+            case "request":
+                event = Request(
+                    request_id=event_id,
+                    user_id=common["user_id"],
+                    k=random.choice((3, 10, 20)),
+                    text=random.choice((None, "rain")),
+                    event_time_ms=random.choice((None, time_ms)),
+                )
+            case _:
+                event = Interaction(
+                    type=random.choice(("view", "click", "purchase", "rating", "review")),
+                    item_id=item,
+                    value=random.choice((None, 1.0, 3.0, 5.0)),
+                    text=random.choice((None, None, None, "good words")),
+                    event_time_ms=time_ms,
+                    **common,
+                )
+        log.append(Incoming(event, "events@1/0", offset))
+    return log

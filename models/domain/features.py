@@ -209,7 +209,7 @@ def top_of(keys, members, count, out):  # type: ignore[no-untyped-def]  # pragma
 
 
 @njit(cache=True, fastmath={"reassoc", "contract"})
-def _dot(a, b):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
+def dot(a, b):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
     total = np.float32(0.0)
     for d in range(a.shape[0]):
         total += a[d] * b[d]
@@ -318,7 +318,7 @@ def describe_list(arrays, scratch, vectors, available, query, lists, row):  # ty
     mean = arrays.value_all[0] / max(arrays.value_all[1], 1.0)
     top_score = np.float32(-1e30)
     for k in range(size):
-        score = _dot(user, vectors[lists.item[row, k]])
+        score = dot(user, vectors[lists.item[row, k]])
         lists.features[row, k, 0] = score
         top_score = max(top_score, score)
     total = np.float32(0.0)
@@ -375,6 +375,8 @@ def describe_list(arrays, scratch, vectors, available, query, lists, row):  # ty
         scratch.covisit[item, 1] = 0.0
         scratch.covisit[item, 2] = 0.0
         scratch.covisit[item, 3] = 0.0
+        strongest[item] = 0.0
+        because[item] = -1
     for age in range(min(3, recent.shape[0])):
         other = recent[age]
         if other >= 0:

@@ -80,7 +80,7 @@ class Pipeline:
         stage: Stage = _untimed,
     ) -> None:
         self.encoder, self.ranker, self.model_version, self.options = encoder, ranker, model_version, options
-        self.catalogue = catalogue or Catalogue(encoder.dimension)
+        self.catalogue = Catalogue(encoder.dimension) if catalogue is None else catalogue
         self.statistics = statistics or Statistics()
         self.index, self.stage = nearest, stage
         initial = ranker.initial_weights
@@ -137,8 +137,9 @@ class Pipeline:
         if not history:
             return
         times = [-1, *(r.event_time_ms for r in history)]
+        items = self.catalogue.intern_many([r.item_id for r in history])
         inputs = EventInputs(
-            item=self.catalogue.vectors[[self.catalogue.intern(r.item_id) for r in history]][None],
+            item=self.catalogue.vectors[items][None],
             text=np.zeros((1, len(history), self.encoder.text_dimension), np.float32),
             kind=np.array([[self.kind_index(r.kind) for r in history]], np.int64),
             strength=np.array([[self.options.strength(r.kind, r.value) for r in history]], np.float32),
@@ -163,7 +164,8 @@ class Pipeline:
         known = np.flatnonzero(np.any(users[:, :-1] != 0.0, axis=1))
         if len(known) and eligible.any():
             places = np.empty((len(known), NEAREST), np.int32)
-            scores = users[known] @ self.catalogue.vectors[:items].T
+            scores = np.empty((len(known), items), np.float32)
+            ranking.inner_products(users[known], self.catalogue.vectors, scores)
             ranking.nearest(scores, eligible, excluded, starts[known], ends[known], places)
             out[known] = places
         return out

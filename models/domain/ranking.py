@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from models.domain.features import FEATURE_COUNT, FEATURES, describe_list, push, sort_heap, top_of
+from models.domain.features import FEATURE_COUNT, FEATURES, describe_list, dot, push, sort_heap, top_of
 from models.domain.statistics import touch_one
 
 # Adagrad step: chosen on the validation parts of films and articles (see models/README.md).
@@ -143,6 +143,28 @@ def best_places(scores, sizes, out):  # type: ignore[no-untyped-def]  # pragma: 
     for row in range(scores.shape[0]):
         got = top_of(scores[row], members, sizes[row], out[row])
         out[row, got:] = -1
+
+
+# Items scored for all users before the next ones: 128 vectors of 65 dimensions stay in the first-level cache.
+_BLOCK = 128
+
+
+@njit(cache=True, nogil=True)
+def inner_products(users, vectors, out):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
+    """Score every item for every user, each pair by itself.
+
+    A matrix product rounds by its shape: the length of the batch would decide between items that are all but equal.
+
+    Args:
+        users: float32[L, D].
+        vectors: float32[>= N, D].
+        out: float32[L, N], filled.
+    """
+    items = out.shape[1]
+    for start in range(0, items, _BLOCK):
+        for row in range(users.shape[0]):
+            for item in range(start, min(start + _BLOCK, items)):
+                out[row, item] = dot(users[row], vectors[item])
 
 
 @njit(cache=True, nogil=True)

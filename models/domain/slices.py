@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from models.domain import ranking, waves
 from models.domain.batch import FOLDED, REPLAYED, BatchResult, Incoming, PipelineOptions, Published, Score
-from models.domain.events import Forget, Hide, Interaction, Recommendation, RecommendedItem, Request, Search
+from models.domain.events import Event, Forget, Hide, Interaction, Recommendation, RecommendedItem, Request, Search
 from models.domain.features import CANDIDATES, COVISITATION, FEATURE_COUNT, SOURCES, Lists, Query, new_lists
 from models.domain.gate import admit
 from models.domain.ports import F32
@@ -49,6 +49,8 @@ class _Row(NamedTuple):
     history: int
     length: int
     sequence: int = 0
+    interactions: Sequence[Recent] = ()
+    """What the user had done by then, for the reasons."""
 
 
 class _Choice(NamedTuple):
@@ -144,6 +146,8 @@ class Slice:
         if outcome == REPLAYED:
             if state.last_list:
                 result.republish[user_id] = state.last_list
+            elif state.forgotten_ms >= 0:
+                result.forgotten.add(user_id)  # the crash may have come before the topic was cleared
             return
         state.applied[record.log] = record.offset
         state.revision += 1
@@ -170,9 +174,9 @@ class Slice:
         item = catalogue.intern(str(event.item_id))
         known = catalogue.touch(item)
         recent = state.recent_items(catalogue, PAIR_WINDOW)
-        excluded = state.excluded[: state.excluded_size]
+        excluded = state.excluded_items(catalogue)
         history = state.events
-        first = state.remember_item(catalogue.hashes[item], item, excluded=kind not in options.repeatable_kinds)
+        first = state.remember_item(catalogue, item, excluded=kind not in options.repeatable_kinds)
         ask_row, fresh = -1, False
         if first and known:
             if event_hash(str(event.event_id)) < options.asked_share * _ASK_SCALE:
@@ -214,7 +218,7 @@ class Slice:
 
     def _hide(self, position: int, event: Hide, state: UserState) -> None:
         item = self.catalogue.intern(str(event.item_id))
-        state.remember_item(self.catalogue.hashes[item], item, excluded=True)
+        state.remember_item(self.catalogue, item, excluded=True)
         vector = self.catalogue.vectors[item] if self.catalogue.has_vector[item] else None
         self._step(position, state, vector, None, event.type, HIDE_STRENGTH, 0.0, event.event_time_ms)
         self._settle(state, event.event_time_ms)
@@ -271,7 +275,8 @@ class Slice:
         """Row of the list as it would be just before the record, and whether it has to be made."""
         if self.moments and self.moments[-1].publish_row >= 0:
             row = self.rows[self.moments[-1].publish_row]
-            if row.state is state and row.now_ms == now_ms and row.length == self.options.list_length:
+            same = row.state is state and row.now_ms == now_ms and row.length == self.options.list_length
+            if same and not isinstance(self._event(row.position), Request):
                 return self.moments[-1].publish_row, False  # nothing has changed since that list was published
         self.rows.append(_Row(position, state, False, now_ms, recent, excluded, history, self.options.list_length))
         return len(self.rows) - 1, True
@@ -281,9 +286,13 @@ class Slice:
             return -1
         state.sequence += 1
         recent = state.recent_items(self.catalogue, PAIR_WINDOW)
-        excluded = state.excluded[: state.excluded_size]
+        excluded = state.excluded_items(self.catalogue)
         length = self.options.list_length if length is None else length
-        self.rows.append(_Row(position, state, True, now_ms, recent, excluded, state.events, length, state.sequence))
+        self.rows.append(
+            _Row(
+                position, state, True, now_ms, recent, excluded, state.events, length, state.sequence, state.recent
+            )
+        )
         self.last_row[state.user_id] = len(self.rows) - 1
         return len(self.rows) - 1
 
@@ -366,7 +375,7 @@ class Slice:
             chosen.append(tuple([ids[item] for item in items[at][:length]]))
             if row.sequence == 0:
                 continue
-            reasons = self._reasons(row.state, sources[at][:length], because[at])
+            reasons = self._reasons(row.interactions, sources[at][:length], because[at])
             made = tuple(
                 [
                     RecommendedItem(item_id, rank, value, SOURCES[source], reason)
@@ -391,8 +400,8 @@ class Slice:
                 result.asked[choice.position] = asked
                 result.scores.append(Score(choice.position, "asked", model, choice.cold, _place(asked, item_id)))
 
-    def _reasons(self, state: UserState, sources: list[int], because: list[int]) -> list[str]:
-        latest = {r.item_id: r for r in state.recent}
+    def _reasons(self, interactions: Sequence[Recent], sources: list[int], because: list[int]) -> list[str]:
+        latest = {r.item_id: r for r in interactions}
         ids, titles = self.catalogue.ids, self.catalogue.titles
         reasons = []
         for source, owed in zip(sources, because, strict=False):
@@ -402,8 +411,11 @@ class Slice:
             )
         return reasons
 
+    def _event(self, position: int) -> Event | Request:
+        return self.records[position - self.records[0][0]][1].event
+
     def _message(self, row: _Row, items: tuple[RecommendedItem, ...]) -> bytes:
-        event = self.records[row.position - self.records[0][0]][1].event
+        event = self._event(row.position)
         request_id = str(event.request_id) if isinstance(event, Request) else None
         trigger = None if isinstance(event, Request) else str(event.event_id)
         return self.pipeline.json.encode(

@@ -83,7 +83,7 @@ class UserState:
         """float32[D], the user vector."""
         self.model_version = model_version
         self.recent: list[Recent] = []
-        """Oldest first."""
+        """Oldest first; never changed in place."""
         self.recent_index: list[int] | None = None
         self.seen: dict[int, bool] = {}
         """Item hash -> whether the item is excluded from lists; in order of first touch."""
@@ -99,7 +99,7 @@ class UserState:
         """The newest published list, byte for byte."""
         self.last_items: tuple[str, ...] = ()
         self.last_model = ""
-        # Item indices of the excluded items, derived: grown in step with `seen`, shared between copies (append only).
+        # Item indices of the excluded items, derived from `seen` as far as the catalogue knows them.
         self.excluded: npt.NDArray[np.int32] = np.empty(16, np.int32)
         self.excluded_size = 0
         self.unresolved: list[int] = []
@@ -108,7 +108,7 @@ class UserState:
         new = UserState.__new__(UserState)
         for name in UserState.__slots__:
             setattr(new, name, getattr(self, name))
-        new.recent, new.seen, new.ring = self.recent.copy(), self.seen.copy(), self.ring.copy()
+        new.seen, new.ring = self.seen.copy(), self.ring.copy()
         new.applied, new.excluded = self.applied.copy(), self.excluded.copy()
         new.unresolved = self.unresolved.copy()
         return new
@@ -118,8 +118,9 @@ class UserState:
         if len(self.ring) > EVENT_RING_LENGTH:
             del self.ring[next(iter(self.ring))]
 
-    def remember_item(self, hashed: int, index: int, *, excluded: bool) -> bool:
+    def remember_item(self, catalogue: Catalogue, index: int, *, excluded: bool) -> bool:
         """Note a touch. Returns: whether it was the user's first of this item."""
+        hashed = catalogue.hashes[index]
         before = self.seen.get(hashed)
         if before is None or (excluded and not before):
             self.seen[hashed] = excluded
@@ -128,9 +129,7 @@ class UserState:
             if len(self.seen) > SEEN_LENGTH:
                 oldest = next(iter(self.seen))
                 if self.seen.pop(oldest):
-                    # A new array: lists under way still look at the old one.
-                    self.excluded = self.excluded[1:].copy()
-                    self.excluded_size -= 1
+                    self._include(oldest, catalogue)
         return before is None
 
     def resolve(self, catalogue: Catalogue) -> None:
@@ -144,6 +143,12 @@ class UserState:
                 else:
                     self._exclude(index)
 
+    def excluded_items(self, catalogue: Catalogue) -> npt.NDArray[np.int32]:
+        """int32[n], indices of the items that no list may hold. Never changed in place."""
+        if self.unresolved:
+            self.resolve(catalogue)
+        return self.excluded[: self.excluded_size]
+
     def recent_items(self, catalogue: Catalogue, length: int) -> list[int]:
         """Indices of the latest distinct items, latest first. Never changed in place."""
         if self.recent_index is None:
@@ -152,8 +157,8 @@ class UserState:
         return self.recent_index[:length]
 
     def remember_interaction(self, recent: Recent) -> None:
-        self.recent.append(recent)
-        del self.recent[:-RECENT_LENGTH]
+        # A new list: lists under way still look at the old one.
+        self.recent = [*self.recent[-(RECENT_LENGTH - 1) :], recent]
         self.recent_index = None
 
     def forget(self, at_ms: int, banks: F32, user: F32) -> None:
@@ -165,9 +170,18 @@ class UserState:
         self.excluded, self.excluded_size, self.unresolved = np.empty(16, np.int32), 0, []
         self.forgotten_ms = max(self.forgotten_ms, at_ms)
 
+    def _include(self, hashed: int, catalogue: Catalogue) -> None:
+        if hashed in self.unresolved:
+            self.unresolved.remove(hashed)
+            return
+        kept = self.excluded[: self.excluded_size]
+        # A new array: lists under way still look at the old one.
+        self.excluded = kept[kept != catalogue.index_by_hash[hashed]]
+        self.excluded_size = len(self.excluded)
+
     def _exclude(self, index: int) -> None:
         if self.excluded_size == len(self.excluded):
-            self.excluded = np.concatenate([self.excluded, np.empty(len(self.excluded), np.int32)])
+            self.excluded = np.concatenate([self.excluded, np.empty(max(16, len(self.excluded)), np.int32)])
         self.excluded[self.excluded_size] = index
         self.excluded_size += 1
 
@@ -199,7 +213,7 @@ _decoder = msgspec.msgpack.Decoder(StoredBody)
 def pack(state: UserState) -> UserRecord:
     body = StoredBody(
         version=STATE_VERSION,
-        user_id=state.user_id if state.events or state.forgotten_ms < 0 else "",
+        user_id=state.user_id if state.events or state.last_list or state.forgotten_ms < 0 else "",
         model_version=state.model_version,
         recent=[tuple(r) for r in state.recent],
         seen=np.fromiter(state.seen.keys(), np.uint64, len(state.seen)).tobytes(),

@@ -72,5 +72,6 @@ def encode(encoder: UserEncoder, steps: Sequence[Step]) -> tuple[dict[int, F32],
             before[step.position] = step.state.user
             after[step.position] = users[row]
             if step.keep:
-                step.state.banks, step.state.user = banks[row], users[row]
+                # Copies: a row would keep the whole wave alive for as long as one of its users is cached.
+                step.state.banks, step.state.user = banks[row].copy(), users[row].copy()
     return before, after

@@ -1,11 +1,11 @@
-"""`streamrec backtest`: a file through the worker's own pipeline, without Kafka, under a protocol of `models.domain`."""
+"""`streamrec backtest`: a file through the worker's own pipeline, without Kafka."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Iterable, Mapping
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +16,7 @@ from models.domain.errors import EventDecodeError
 from models.domain.events import Event, EventContract, Item
 from streams.cli.common import resolve_bundle, use_one_blas_thread, with_settings
 from streams.cli.follow import print_table
-from streams.cli.lines import BadLines, FileError, file_size, private_file, progress_bar, read_lines
+from streams.cli.lines import BadLines, FileError, check_writable, file_size, new_file, progress_bar, read_lines
 from streams.settings import Settings
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ SEED = 0
 app = typer.Typer()
 
 
-class ProtocolName(str, Enum):
+class ProtocolName(StrEnum):
     p1 = "p1"
     p1_strict = "p1-strict"
     p2 = "p2"
@@ -51,7 +51,9 @@ def backtest(
             "p1-strict: besides, only strictly earlier events of the user."
         ),
     ] = ProtocolName.p2,
-    lists: Annotated[Path | None, typer.Option(metavar="OUT.jsonl", help="Write the lists of every scored event.")] = None,
+    lists: Annotated[
+        Path | None, typer.Option(metavar="OUT.jsonl", help="Write the lists of every scored event.")
+    ] = None,
     json_out: Annotated[Path | None, typer.Option("--json", metavar="OUT.json", help="Write the figures.")] = None,
 ) -> None:
     """Replay a file in time order and print nDCG@10 and HR@10 of its last 20%: full catalogue, no sampled negatives.
@@ -60,6 +62,7 @@ def backtest(
     worker's give the same figures as its own counters. Bad lines are reported and left out.
     """
     use_one_blas_thread()
+    check_writable(lists, json_out)
     contract = EventContract(settings.interaction_strengths)
     bad = BadLines(events)
     played = _events(events, contract, bad)
@@ -69,7 +72,7 @@ def backtest(
     figures = _run(settings, contract, played, catalogue_items, protocol.value, lists)
     figures |= {"bad_lines": bad.count, "bad_item_lines": bad_items}
     if json_out is not None:
-        with private_file(json_out) as out:
+        with new_file(json_out) as out:
             out.write(msgspec.json.format(msgspec.json.encode(figures), indent=2) + b"\n")
     _print(figures)
 
@@ -93,7 +96,8 @@ def _items(path: Path | None, contract: EventContract) -> tuple[list[Item], int]
     from streams.cli.publish import LineReader
     from streams.topics import TopicNames
 
-    bad, found = BadLines(path), dict[str, Item]()
+    found: dict[str, Item] = {}
+    bad = BadLines(path)
     reader = LineReader(contract, TopicNames(), "items", validate=True)
     for line in read_lines(path):
         try:
@@ -127,9 +131,7 @@ def _run(
     scored: list[ScoredEvent] = []
     started = time.perf_counter()
     with progress_bar(f"replaying {protocol}", len(events), "events") as progress:
-        for each in replay(
-            pipeline, events, protocol, encode_texts=bundle.text_encoder.encode_many, progress=progress
-        ):
+        for each in replay(pipeline, events, protocol, encode_texts=bundle.text_encoder.encode_many, progress=progress):
             scored.append(each)
     seconds = time.perf_counter() - started
     if lists is not None:
@@ -161,7 +163,7 @@ def fill_catalogue(catalogue: Catalogue, items: list[Item], bundle: Bundle) -> N
 
 
 def _write_lists(path: Path, scored: Iterable[ScoredEvent]) -> None:
-    with private_file(path) as out:
+    with new_file(path) as out:
         for each in scored:
             line = {"event_id": each.event.event_id, "items": each.asked, "items_last_published": each.last_published}
             out.write(msgspec.json.encode(line) + b"\n")
@@ -197,4 +199,6 @@ def _print(figures: Mapping[str, Any]) -> None:
         f"{figures['events_per_second']:,.0f} events/s, model {figures['model_version']}"
     )
     print_table(title, ("list", "figure", "value", "95% by user"), rows)
-    typer.echo(f"coverage@10 {figures['coverage_at_10']:.3f}; {figures['bad_lines'] + figures['bad_item_lines']} bad lines")
+    typer.echo(
+        f"coverage@10 {figures['coverage_at_10']:.3f}; {figures['bad_lines'] + figures['bad_item_lines']} bad lines"
+    )

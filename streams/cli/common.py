@@ -117,10 +117,12 @@ async def until_stopped(work: Coroutine[Any, Any, object]) -> None:
 
 
 def use_one_blas_thread() -> None:
-    """Keep matrix products on the calling thread, unless the environment says otherwise. Call it before numpy is loaded.
+    """Keep matrix products on the calling thread, unless the environment says otherwise. Call it before numpy is
+    loaded.
 
-    The exact search multiplies small batches: with two BLAS threads it fell from thousands to 123 queries a second, since
-    the threads wait for each other longer than they compute (research/faust-feasibility.md). BLAS reads these once.
+    The exact search multiplies small batches: with two BLAS threads it fell from thousands to 123 queries a second,
+    since the threads wait for each other longer than they compute (research/faust-feasibility.md). BLAS reads these
+    once.
     """
     for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, "1")

@@ -25,7 +25,9 @@ app = typer.Typer()
 def follow(
     settings: Settings,
     user: Annotated[str, typer.Option(metavar="ID", help="Only this user's lists.")] = "",
-    from_beginning: Annotated[bool, typer.Option("--from-beginning", help="Also the lists that are there already.")] = False,
+    from_beginning: Annotated[
+        bool, typer.Option("--from-beginning", help="Also the lists that are there already.")
+    ] = False,
     limit: Annotated[int, typer.Option(metavar="N", min=0, help="End after so many lists; 0 = go on.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="A JSON object a line, as published.")] = False,
 ) -> None:
@@ -51,7 +53,9 @@ def show(key: bytes | None, value: bytes | None, as_json: bool) -> None:
     """Print one message of `recommendations`; a null value says that the user was forgotten."""
     if value is None:
         user_id = (key or b"").decode("utf-8", "replace")
-        text = json.dumps({"user_id": user_id, "removed": True}) if as_json else f"{user_id}: forgotten, no list any more"
+        text = (
+            json.dumps({"user_id": user_id, "removed": True}) if as_json else f"{user_id}: forgotten, no list any more"
+        )
         typer.echo(text)
         return
     if as_json:

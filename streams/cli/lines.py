@@ -9,10 +9,10 @@ import gzip
 import io
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, NamedTuple, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -26,6 +26,12 @@ LINES_SHOWN = 50
 
 class FileError(RecommenderError):
     """A file of the command line that cannot be read or written."""
+
+
+class Output(Protocol):
+    """Where bytes go."""
+
+    def write(self, data: bytes, /) -> object: ...
 
 
 class Line(NamedTuple):
@@ -46,7 +52,7 @@ def read_lines(path: Path, progress: Callable[[int], None] = lambda _: None) -> 
         with raw:
             seekable = raw.seekable()
             head = raw.peek(2)[:2] if isinstance(raw, io.BufferedReader) else b""
-            lines: IO[bytes] = gzip.GzipFile(fileobj=raw) if head == GZIP_MAGIC else raw
+            lines: Iterable[bytes] = gzip.GzipFile(fileobj=raw) if head == GZIP_MAGIC else raw
             for number, data in enumerate(lines, 1):
                 if seekable and number % 256 == 0:
                     progress(raw.tell())
@@ -66,14 +72,19 @@ def file_size(path: Path) -> int | None:
 
 
 @contextmanager
-def private_file(path: Path) -> Iterator[IO[bytes]]:
-    """A new file for this user only (it is about people), gzip where its name ends so; `-` is standard output."""
+def new_file(path: Path, *, private: bool = False) -> Iterator[Output]:
+    """A file to write, gzip where its name ends so; `-` is standard output.
+
+    Args:
+        private: for this user alone, since it is about people.
+    """
     try:
         if str(path) == "-":
             yield sys.stdout.buffer
             sys.stdout.buffer.flush()
             return
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as raw:
+        mode = 0o600 if private else 0o666
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as raw:
             if path.suffix == ".gz":
                 with gzip.GzipFile(fileobj=raw, mode="wb") as packed:
                     yield packed
@@ -81,6 +92,13 @@ def private_file(path: Path) -> Iterator[IO[bytes]]:
                 yield raw
     except OSError as error:
         raise FileError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def check_writable(*paths: Path | None) -> None:
+    """Before long work: that its results have a place. Raises: FileError."""
+    for path in paths:
+        if path is not None and str(path) != "-" and not path.absolute().parent.is_dir():
+            raise FileError(f"{path} cannot be written: there is no directory {path.absolute().parent}")
 
 
 class BadLines:

@@ -41,13 +41,15 @@ def publish(
 ) -> None:
     """Publish events or items from a file, a JSON object a line.
 
-    A line with `type` is an event, any other one an item; {"item_id":"x","removed":true} removes an item. Lines are sent as
-    they are, keyed by user_id or item_id. Bad lines are reported with number and reason, counted and left out.
+    A line with `type` is an event, any other one an item; {"item_id":"x","removed":true} removes an item. Lines are
+    sent as they are, keyed by user_id or item_id. Bad lines are reported with number and reason, counted and left out.
     """
     if events and items:
         raise SettingsError("`--events` and `--items` exclude each other; leave both out to tell by the line")
     only = EVENTS if events else ITEMS if items else ""
-    reader = LineReader(EventContract(settings.interaction_strengths), TopicNames(settings.topic_prefix), only, validate)
+    reader = LineReader(
+        EventContract(settings.interaction_strengths), TopicNames(settings.topic_prefix), only, validate
+    )
     bad = BadLines(file)
     sent = run_async(_publish(settings, file, reader, bad, rate, strict))
     parts = [f"{count} {what}" for what, count in sorted(sent.items())] or ["nothing"]
@@ -134,7 +136,9 @@ async def _publish(
                     bad.report(line.number, error)
                     if strict:
                         await _send(publisher, pending, counts, bad)
-                        raise FileError(f"{file}:{line.number} is no good; what stands before it is published") from error
+                        raise FileError(
+                            f"{file}:{line.number} is no good; what stands before it is published"
+                        ) from error
                     continue
                 if len(pending) >= room:
                     await _send(publisher, pending, counts, bad)

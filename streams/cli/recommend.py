@@ -35,7 +35,10 @@ def recommend(
     timeout: Annotated[float, typer.Option(metavar="S", min=0.1, help="Seconds to wait for the answer.")] = 10.0,
     as_json: Annotated[bool, typer.Option("--json", help="The list as published.")] = False,
 ) -> None:
-    """Ask for a user's list now, and show it. A user nobody knows gets what is popular. Exit code 1 without an answer."""
+    """Ask for a user's list now, and show it. A user nobody knows gets what is popular.
+
+    Exit code 1 without an answer.
+    """
     request = Request(request_id=uuid.uuid4().hex, user_id=user, k=k, text=text or None)
     data = msgspec.json.encode(request)
     EventContract().decode_request(data)  # the limits of the contract, named before anything is sent
@@ -68,7 +71,9 @@ async def _ask(settings: Settings, request: Request, data: bytes, timeout: float
         async with asyncio.timeout(timeout):
             await asyncio.wait({waiting, ready}, return_when=asyncio.FIRST_COMPLETED)
             if not waiting.done():
-                async with Publisher(connection, client_id="streamrec-recommend", deadline_seconds=timeout) as publisher:
+                async with Publisher(
+                    connection, client_id="streamrec-recommend", deadline_seconds=timeout
+                ) as publisher:
                     await publisher.send(Message(names.requests, key, data))
             return await waiting
     except TimeoutError as error:

@@ -20,13 +20,15 @@ def store(
     settings: Settings,
     socket: Annotated[
         str,
-        typer.Option(metavar="PATH", help="Unix socket; empty = that of STREAMREC_QDRANT_URL, else <data_dir>/store.sock."),
+        typer.Option(
+            metavar="PATH", help="Unix socket; empty = that of STREAMREC_QDRANT_URL, else <data_dir>/store.sock."
+        ),
     ] = "",
 ) -> None:
     """Serve the embedded index of the data directory on a Unix socket, until SIGTERM or Ctrl-C.
 
-    For several workers on one machine, and for looking at states beside a running worker: start the workers and the other
-    commands with the STREAMREC_QDRANT_URL that this prints. It is no replacement of a cluster.
+    For several workers on one machine, and for looking at states beside a running worker: start the workers and the
+    other commands with the STREAMREC_QDRANT_URL that this prints. It is no replacement of a cluster.
     """
     use_one_blas_thread()
     url = settings.qdrant_url

@@ -36,14 +36,16 @@ def worker(settings: Settings) -> None:
     Start as many as there are partitions; they share the work through STREAMREC_CONSUMER_GROUP. Two deployments in one
     cluster differ in STREAMREC_TOPIC_PREFIX, STREAMREC_COLLECTION_PREFIX and STREAMREC_CONSUMER_GROUP.
 
-    The worker needs to read events, items, requests and item-stats, to write recommendations, item-stats, dead-letters and
-    (forwarded records) events and requests, and to use the groups STREAMREC_CONSUMER_GROUP and <item-stats>.snapshots.
+    The worker needs to read events, items, requests and item-stats, to write recommendations, item-stats, dead-letters
+    and (forwarded records) events and requests, and to use the groups STREAMREC_CONSUMER_GROUP and
+    <item-stats>.snapshots.
 
-    Metrics are at http://STREAMREC_METRICS_HOST:STREAMREC_METRICS_PORT/metrics; /readyz answers 200 once events are taken,
-    /healthz answers 503 when the process should be started again. The log says the address at the start.
+    Metrics are at http://STREAMREC_METRICS_HOST:STREAMREC_METRICS_PORT/metrics; /readyz answers 200 once events are
+    taken, /healthz answers 503 when the process should be started again. The log says the address at the start.
 
-    SIGTERM and Ctrl-C stop it cleanly within 5 s. Exit code: 0 after a clean stop; 1 when something broke that a new start
-    may cure (let a supervisor start it again); 2 when settings, bundle, topics or services have to be changed first.
+    SIGTERM and Ctrl-C stop it cleanly within 5 s. Exit code: 0 after a clean stop; 1 when something broke that a new
+    start may cure (let a supervisor start it again); 2 when settings, bundle, topics or services have to be changed
+    first.
     """
     use_one_blas_thread()
     from aiokafka.errors import KafkaError
@@ -78,7 +80,8 @@ async def _serve(settings: Settings, bundle: Path) -> None:
     asked = asyncio.create_task(stop.wait())
     await asyncio.wait({running, asked}, return_when=asyncio.FIRST_COMPLETED)
     asked.cancel()
-    # What is not consuming yet waits for Kafka, for the store or for a long topic, and looks at no event: it is cut short.
+    # What is not consuming yet waits for Kafka, for the store or for a long topic, and looks at no event: it is cut
+    # short.
     if not running.done():
         await asyncio.wait({running}, timeout=STOP_SECONDS if worker.app is not None else 0)
     if not running.done():

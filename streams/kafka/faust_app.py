@@ -22,9 +22,9 @@ from streams.kafka.faust_consumer import (
     REQUEST_TIMEOUT_SECONDS,
     ChunkConsumer,
     ChunkConsumerConfig,
-    ChunkTransport,
     PartitionsCallback,
 )
+from streams.kafka.faust_transport import ChunkTransport
 
 log = logging.getLogger(__name__)
 

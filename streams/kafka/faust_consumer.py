@@ -20,9 +20,7 @@ from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 from aiokafka.errors import CommitFailedError, ConsumerStoppedError, IllegalStateError, KafkaError
 from aiokafka.structs import OffsetAndMetadata
 from faust.exceptions import ConsumerNotStarted
-from faust.transport import base as faust_base
 from faust.transport.consumer import Consumer, ensure_TPset
-from faust.transport.drivers.aiokafka import Producer
 from faust.types import TP, ConsumerMessage
 
 from streams.kafka.chunks import Chunk, PartitionLedger, PartitionProgress
@@ -92,7 +90,7 @@ class ChunkConsumer(Consumer):
 
     consumer_stopped_errors = (ConsumerStoppedError,)
 
-    def __init__(self, transport: ChunkTransport, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, transport: Any, *args: Any, **kwargs: Any) -> None:
         self.config = transport.config
         self._kafka: AIOKafkaConsumer | None = None
         self._ledgers: dict[TP, PartitionLedger] = {}
@@ -480,23 +478,3 @@ class ChunkConsumer(Consumer):
 
     def key_partition(self, topic: str, key: bytes | None, partition: int | None = None) -> int | None:
         raise NotImplementedError("the worker's own producer chooses partitions")
-
-
-class _UnusedProducer(Producer):
-    """Faust's streams look at a producer's buffer; nothing is ever sent through it and it is never started."""
-
-    async def flush(self) -> None:
-        """Nothing to flush."""
-
-
-class ChunkTransport(faust_base.Transport):
-    """Given to one app; nothing is registered globally."""
-
-    Consumer = ChunkConsumer
-    Producer = _UnusedProducer
-    driver_version = "chunks"
-    default_port = 9092
-
-    def __init__(self, app: Any, config: ChunkConsumerConfig) -> None:
-        super().__init__(url=[], app=app)
-        self.config = config

@@ -68,6 +68,9 @@ class StoreServer:
         return store
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._server is None or not self._server.is_serving():  # accepted while closing
+            writer.close()
+            return
         connection = _Connection(self, reader, writer)
         self._connections.add(connection)
         try:

@@ -24,8 +24,6 @@ class Deployment:
     """One place where collections live. `open` gives its stores; what was opened is shut at the end of the test."""
 
     durable = True
-    #: What a user of another deployment or generation may still hold of a dropped one.
-    name = ""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -115,6 +113,7 @@ class Server(Deployment):
         self.url = os.environ.get("QDRANT_URL", "")
         if not self.url:
             pytest.skip("QDRANT_URL is not set: the Qdrant server part of the store suite needs a server")
+        self._answered = False
         self._prefix = f"test{uuid.uuid4().hex[:12]}"
 
     async def _open(self, prefix: str) -> Stores:
@@ -130,10 +129,13 @@ class Server(Deployment):
             if os.environ.get("REQUIRE_SERVICES") == "1":
                 pytest.fail(f"QDRANT_URL is set and REQUIRE_SERVICES=1, but no server answers: {error}")
             pytest.skip(f"no Qdrant server answers at {self.url}: {error}")
+        self._answered = True
         return stores
 
     async def remove(self) -> None:
         await super().remove()
+        if not self._answered:
+            return
         client = AsyncQdrantClient(url=self.url, api_key=os.environ.get("QDRANT_API_KEY"), check_compatibility=False)
         for collection in (await client.get_collections()).collections:
             if collection.name.startswith(self._prefix):

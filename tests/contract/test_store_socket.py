@@ -59,6 +59,9 @@ async def test_a_stale_socket_is_replaced_and_a_living_one_is_not(path: Path) ->
     await first.listen()
     with pytest.raises(StoreError, match="another store process"):
         await StoreServer(ExactStores(), path).listen()
+    client = SocketStores(path)
+    await client.ping()
+    await client.close()
     await first.close()
     assert not exists(path)
     write(path, "not a socket")
