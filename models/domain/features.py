@@ -15,6 +15,7 @@ from numba import njit
 from models.domain.statistics import (
     COUNT_NAMES,
     COUNTS,
+    FOLLOW_WINDOW,
     MS_PER_HOUR,
 )
 
@@ -40,12 +41,9 @@ CANDIDATES = 128
 FEATURES: tuple[str, ...] = (
     "encoder_score",
     "encoder_softmax",
-    "covisit_50",
     "covisit_80",
     "covisit_95",
-    "covisit_last",
-    "follow_last",
-    "follow_3",
+    "follow",
     *COUNT_NAMES,
     "touches",
     "minutes_since_touch",
@@ -74,7 +72,6 @@ _SHARE_FLOOR = np.float32(1e-4)
 _LOG_SHARE_FLOOR = np.float32(np.log(1e-4))
 _FOLLOW_FLOOR = np.float32(1e-3)
 _LOG_FOLLOW_FLOOR = np.float32(np.log(1e-3))
-_DECAYS = (0.5, 0.8, 0.95)
 
 
 class Query(NamedTuple):
@@ -117,9 +114,9 @@ class Scratch(NamedTuple):
     excluded: npt.NDArray[np.int64]
     listed: npt.NDArray[np.int64]
     covisit: npt.NDArray[np.float32]
-    """float32[N, 4]: decays .5, .8, .95, last item alone."""
+    """float32[N, 2]: summed with decays .8 and .95."""
     follow: npt.NDArray[np.float32]
-    """float32[N, 2]: last item, last three."""
+    """float32[N], what followed the latest three items."""
     strongest: npt.NDArray[np.float32]
     because: npt.NDArray[np.int32]
     touched: npt.NDArray[np.int32]
@@ -141,8 +138,8 @@ def new_scratch(items: int) -> Scratch:
         stamp=np.zeros(1, np.int64),
         excluded=np.zeros(items, np.int64),
         listed=np.zeros(items, np.int64),
-        covisit=np.zeros((items, 4), np.float32),
-        follow=np.zeros((items, 2), np.float32),
+        covisit=np.zeros((items, 2), np.float32),
+        follow=np.zeros(items, np.float32),
         strongest=np.zeros(items, np.float32),
         because=np.full(items, -1, np.int32),
         touched=np.zeros(items, np.int32),
@@ -231,43 +228,35 @@ def describe_list(arrays, scratch, vectors, available, query, lists, row):  # ty
         if query.excluded[e] >= 0:
             excluded[query.excluded[e]] = stamp
     touched = 0
-    weights = np.ones(3)
+    decay_80, decay_95 = 1.0, 1.0
     for age in range(min(QUERY_WINDOW, recent.shape[0])):
         other = recent[age]
         if other < 0:
             break
-        norm = inverse_root[other]
-        w50, w80, w95 = np.float32(weights[0] * norm), np.float32(weights[1] * norm), np.float32(weights[2] * norm)
-        last = np.float32(1.0) if age == 0 else np.float32(0.0)
+        w80, w95 = np.float32(decay_80 * inverse_root[other]), np.float32(decay_95 * inverse_root[other])
+        decay_80 *= 0.8
+        decay_95 *= 0.95
         for k in range(pairs.start[other], pairs.start[other] + pairs.size[other]):
             item = neighbour[k]
             weight = pair_weight[k]
-            if covisit[item, 2] == 0.0:
+            if covisit[item, 1] == 0.0:
                 candidates[touched] = item
                 touched += 1
-            covisit[item, 0] += w50 * weight
-            covisit[item, 1] += w80 * weight
-            covisit[item, 2] += w95 * weight
-            covisit[item, 3] += last * weight
+            covisit[item, 0] += w80 * weight
+            covisit[item, 1] += w95 * weight
             if age < REASON_WINDOW and w80 * weight > strongest[item]:
                 strongest[item] = w80 * weight
                 because[item] = other
-        if age < 3:
+        if age < FOLLOW_WINDOW:
             follow_norm = np.float32(0.6**age / (follows.total[other] + 3.0))
             for k in range(follows.start[other], follows.start[other] + follows.size[other]):
-                item = follows.neighbour[k]
-                if age == 0:
-                    follow[item, 0] += follows.weight[k] * follow_norm
-                follow[item, 1] += follows.weight[k] * follow_norm
-        weights[0] *= 0.5
-        weights[1] *= 0.8
-        weights[2] *= 0.95
+                follow[follows.neighbour[k]] += follows.weight[k] * follow_norm
     # The heap's worst is looked at first: most items fall there, before anything else is asked of them.
-    scores, heap, best = covisit[:, 1], scratch.heap, 0
+    scores, heap, best = covisit[:, 0], scratch.heap, 0
     for m in range(touched):
         item = candidates[m]
-        covisit[item, 1] *= inverse_root[item]
-        if best == heap.shape[0] and covisit[item, 1] < covisit[heap[0], 1]:
+        covisit[item, 0] *= inverse_root[item]
+        if best == heap.shape[0] and covisit[item, 0] < covisit[heap[0], 0]:
             continue
         if excluded[item] != stamp and available[item]:
             best = push(scores, item, heap, best)
@@ -325,32 +314,23 @@ def describe_list(arrays, scratch, vectors, available, query, lists, row):  # ty
     for k in range(size):
         total += np.exp(np.float32(8.0) * (lists.features[row, k, 0] - top_score))
     log_total = np.log(max(total, 1e-9))
-    sum_50, sum_80, sum_95, sum_last = np.float32(1e-9), np.float32(1e-9), np.float32(1e-9), np.float32(1e-9)
+    sum_80, sum_95 = np.float32(1e-9), np.float32(1e-9)
     for k in range(size):
         item = lists.item[row, k]
-        covisit[item, 0] *= inverse_root[item]
-        covisit[item, 2] *= inverse_root[item]
-        covisit[item, 3] *= inverse_root[item]
-        sum_50 += covisit[item, 0]
-        sum_80 += covisit[item, 1]
-        sum_95 += covisit[item, 2]
-        sum_last += covisit[item, 3]
-    one = np.float32(1.0)
-    inverse_50, inverse_80, inverse_95, inverse_last = one / sum_50, one / sum_80, one / sum_95, one / sum_last
+        covisit[item, 1] *= inverse_root[item]
+        sum_80 += covisit[item, 0]
+        sum_95 += covisit[item, 1]
+    inverse_80, inverse_95 = np.float32(1.0) / sum_80, np.float32(1.0) / sum_95
     for k in range(size):
         item = lists.item[row, k]
         f = lists.features[row, k]
-        f[2:8] = 0.0
         f[1] = max(8.0 * (f[0] - top_score) - log_total, -9.0) * 0.5
-        if covisit[item, 2] > 0.0:
-            f[2] = np.log(np.float32(covisit[item, 0] * inverse_50 + _SHARE_FLOOR)) - _LOG_SHARE_FLOOR
-            f[3] = np.log(np.float32(covisit[item, 1] * inverse_80 + _SHARE_FLOOR)) - _LOG_SHARE_FLOOR
-            f[4] = np.log(np.float32(covisit[item, 2] * inverse_95 + _SHARE_FLOOR)) - _LOG_SHARE_FLOOR
-            if covisit[item, 3] > 0.0:
-                f[5] = np.log(np.float32(covisit[item, 3] * inverse_last + _SHARE_FLOOR)) - _LOG_SHARE_FLOOR
-        if follow[item, 1] > 0.0:
-            f[6] = np.log(follow[item, 0] + _FOLLOW_FLOOR) - _LOG_FOLLOW_FLOOR
-            f[7] = np.log(follow[item, 1] + _FOLLOW_FLOOR) - _LOG_FOLLOW_FLOOR
+        f[2:5] = 0.0
+        if covisit[item, 1] > 0.0:
+            f[2] = np.log(np.float32(covisit[item, 0] * inverse_80 + _SHARE_FLOOR)) - _LOG_SHARE_FLOOR
+            f[3] = np.log(np.float32(covisit[item, 1] * inverse_95 + _SHARE_FLOOR)) - _LOG_SHARE_FLOOR
+        if follow[item] > 0.0:
+            f[4] = np.log(follow[item] + _FOLLOW_FLOOR) - _LOG_FOLLOW_FLOOR
         for c in range(_BY_EVENTS.shape[0]):
             at = clock if _BY_EVENTS[c] else hours
             f[_COUNTS_AT + c] = max((arrays.log_count[item, c] - at / _HALF_LIVES[c]) * _LN2, _COUNT_FLOOR)
@@ -366,20 +346,17 @@ def describe_list(arrays, scratch, vectors, available, query, lists, row):  # ty
             f[_AFTER_COUNTS + 3] = 9.5
         f[_AFTER_COUNTS + 5] = 0.0 if arrays.touches[item] > 0.0 else 1.0
         f[_AFTER_COUNTS + 4] = (arrays.value_sum[item] + 5.0 * mean) / (arrays.touches[item] + 5.0)
-        f[_AFTER_COUNTS + 6] = (f[3]) * known
+        f[_AFTER_COUNTS + 6] = f[2] * known
         f[_AFTER_COUNTS + 7] = touches * newcomer
 
     for m in range(touched):
-        item = scratch.touched[m]
-        scratch.covisit[item, 0] = 0.0
-        scratch.covisit[item, 1] = 0.0
-        scratch.covisit[item, 2] = 0.0
-        scratch.covisit[item, 3] = 0.0
+        item = candidates[m]
+        covisit[item, 0] = 0.0
+        covisit[item, 1] = 0.0
         strongest[item] = 0.0
         because[item] = -1
-    for age in range(min(3, recent.shape[0])):
+    for age in range(min(FOLLOW_WINDOW, recent.shape[0])):
         other = recent[age]
         if other >= 0:
             for k in range(follows.start[other], follows.start[other] + follows.size[other]):
-                follow[follows.neighbour[k], 0] = 0.0
-                follow[follows.neighbour[k], 1] = 0.0
+                follow[follows.neighbour[k]] = 0.0

@@ -27,10 +27,10 @@ from models.domain.statistics import Statistics
 from models.domain.waves import log2_gap
 
 # Events played per compiled call: large enough that numpy's and ONNX Runtime's fixed costs vanish, small enough that the
-# features of its lists (15 KB each) stay in cache.
+# features of its lists (11 KB each) stay in cache.
 SLICE = 128
-# Items the vector index proposes: no list of 128 candidates from eight sources reaches deeper into one of them.
-NEAREST = 64
+# Items the vector index proposes: eight sources in turn reach a depth of some twenty before 128 candidates are found.
+NEAREST = 32
 
 Stage = Callable[[str], AbstractContextManager[object]]
 

@@ -104,6 +104,8 @@ class Slice:
         self.moments: list[_Moment] = []
         self.choices: list[_Choice] = []
         self.last_row: dict[str, int] = {}
+        self.searched: list[int] = []
+        """Which search of the vector index each list shares."""
 
     def play(self) -> None:
         stage = self.pipeline.stage
@@ -115,8 +117,12 @@ class Slice:
         if not self.moments:
             return
         users = np.zeros((len(self.rows), self.pipeline.encoder.dimension), np.float32)
+        known: dict[tuple[int, int], int] = {}
         for at, row in enumerate(self.rows):
-            users[at] = (after if row.after else before)[row.position]
+            vector = (after if row.after else before)[row.position]
+            users[at] = vector
+            # A list asked just before an event has the vector and the exclusions of the one published last: search once.
+            self.searched.append(known.setdefault((id(vector), len(row.excluded)), len(known)))
         lists, weights = new_lists(len(self.rows)), np.zeros((len(self.rows), FEATURE_COUNT), np.float32)
         self.pipeline.statistics.reserve(len(self.catalogue), len(self.moments))
         with stage("retrieve"):
@@ -306,11 +312,19 @@ class Slice:
             now_ms=np.array([row.now_ms for row in rows], np.int64),
             recent=_padded([row.recent for row in rows]),
             history=np.array([row.history for row in rows], np.float32),
-            encoder_top=self.pipeline.nearest_to(users, excluded, starts, ends),
+            encoder_top=self._nearest(users, excluded, starts, ends),
             excluded_from=starts,
             excluded_to=ends,
             excluded=excluded,
         )
+
+    def _nearest(
+        self, users: F32, excluded: npt.NDArray[np.int32], starts: npt.NDArray[np.int64], ends: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.int32]:
+        if not self.rows:
+            return np.empty((0, 0), np.int32)
+        _, first, place = np.unique(np.array(self.searched), return_index=True, return_inverse=True)
+        return self.pipeline.nearest_to(users[first], excluded, starts[first], ends[first])[place]
 
     def _play(self, query: Query, lists: Lists, row_weights: F32) -> None:
         moments, pipeline = self.moments, self.pipeline

@@ -22,18 +22,13 @@ MS_PER_HOUR = 3_600_000.0
 # serves both news and films (research/ranker-and-protocol.md).
 COUNTS: tuple[tuple[str, str, float, str], ...] = (
     ("count_10_events", "events", 10.0, "all"),
-    ("count_30_events", "events", 30.0, "all"),
     ("count_100_events", "events", 100.0, "all"),
-    ("count_1000_events", "events", 1_000.0, "all"),
     ("count_10000_events", "events", 10_000.0, "all"),
     ("count_1_hour", "hours", 1.0, "all"),
-    ("count_6_hours", "hours", 6.0, "all"),
     ("count_24_hours", "hours", 24.0, "all"),
     ("count_168_hours", "hours", 168.0, "all"),
     ("first_20_events", "events", 20.0, "first"),
     ("first_3_hours", "hours", 3.0, "first"),
-    ("first_24_hours", "hours", 24.0, "first"),
-    ("strong_24_hours", "hours", 24.0, "strong"),
 )
 COUNT_NAMES = tuple(name for name, *_ in COUNTS)
 _BY_EVENTS = np.array([clock == "events" for _, clock, *_ in COUNTS])
@@ -49,7 +44,7 @@ TOP_LIST_LENGTH = 1_024
 
 # How many of a user's latest distinct items an event is paired with, and the decay of the pair's weight by distance (tuned
 # on validation in research/model-study.md, co-visitation: window 20, decay .9).
-PAIR_WINDOW = 20
+PAIR_WINDOW = 12
 _PAIR_WEIGHTS = (0.9 ** np.arange(PAIR_WINDOW)).astype(np.float32)
 # Directed pairs ("after this, that") look three items back.
 FOLLOW_WINDOW = 3
@@ -58,6 +53,8 @@ _FOLLOW_WEIGHTS = (0.6 ** np.arange(FOLLOW_WINDOW)).astype(np.float32)
 # items rarely has an item with a thousand real neighbours.
 MAX_NEIGHBOURS = 512
 _FIRST_ROW = 8
+# Entries of a row compared in one vectorised pass.
+_FIND_BLOCK = 128
 
 
 class Touches(NamedTuple):
@@ -134,6 +131,8 @@ def _log2_add(a: float, b: float) -> float:  # pragma: no cover - compiled
 @njit(cache=True)
 def _raise_in_top(keys, members, size, place, item):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
     """Move `item`, whose key grew, to its place in one top list. Counts only grow, so no other item ever has to move in."""
+    if keys[item] == -np.inf:
+        return size  # counted by others of its counts only
     length = members.shape[0]
     at = place[item]
     if at < 0:
@@ -162,9 +161,12 @@ def _raise_in_top(keys, members, size, place, item):  # type: ignore[no-untyped-
 @njit(cache=True)
 def _find(neighbour, start, size, other):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
     found, other = np.int32(-1), np.int32(other)
-    row = neighbour[start : start + size]
-    for k in range(row.shape[0]):  # no early exit: the loop is vectorised, and five times as fast as one that stops
-        found = max(found, np.int32(k) if row[k] == other else np.int32(-1))
+    for block in range(start, start + size, _FIND_BLOCK):
+        row = neighbour[block : min(block + _FIND_BLOCK, start + size)]
+        for k in range(row.shape[0]):  # no early exit: the loop is vectorised, and five times as fast as one that stops
+            found = max(found, np.int32(k) if row[k] == other else np.int32(-1))
+        if found >= 0:
+            return np.int32(block - start) + found
     return found
 
 
@@ -286,12 +288,14 @@ class Statistics:
 
     def update(self, touches: Touches) -> None:
         if len(touches.item):
-            self.reserve(int(touches.item.max()) + 1, len(touches.item))
+            self.reserve(int(max(touches.item.max(), touches.recent.max())) + 1, len(touches.item))
             _touch_many(self.arrays, *touches)
 
     def dump(self) -> dict[str, Any]:
         """Everything as named arrays cut to the items in use, for a snapshot; `load` is the inverse."""
-        used = int(max(np.flatnonzero(self.arrays.touches).max(initial=-1) + 1, 0))
+        # An item may stand in pairs without a touch of its own: somebody's earlier one, from before the statistics began.
+        in_use = (self.arrays.touches > 0) | (self.arrays.pairs.size > 0) | (self.arrays.follows.size > 0)
+        used = int(np.flatnonzero(in_use).max(initial=-1)) + 1
         out: dict[str, Any] = {"items": used}
         for name in _PER_ITEM:
             out[name] = getattr(self.arrays, name)[:used].copy()
@@ -326,7 +330,8 @@ class Statistics:
             pool = _empty_rows(self.capacity, max(1, int(sizes.sum())))
             pool.start[index], pool.size[index], pool.capacity[index] = starts, sizes, sizes
             pool.total[index] = dumped[f"{rows}_total"]
-            pool.inverse_root[:] = 1.0 / (1.0 + np.sqrt(pool.total))
+            # In the precision of the compiled code, so that a restored worker ranks to the bit as the others do.
+            pool.inverse_root[:] = 1.0 / (1.0 + np.sqrt(pool.total).astype(np.float64))
             pool.neighbour[: sizes.sum()] = index[dumped[f"{rows}_neighbour"]]
             pool.weight[: sizes.sum()] = dumped[f"{rows}_weight"]
             pool.used[0] = sizes.sum()
@@ -355,7 +360,7 @@ def unpack_dump(data: bytes) -> dict[str, Any]:
             k: np.frombuffer(v[2], np.dtype(v[0])).reshape(v[1]) if isinstance(v, list) else v
             for k, v in msgspec.msgpack.decode(data).items()
         }
-    except (msgspec.DecodeError, ValueError, TypeError, IndexError) as error:
+    except (msgspec.DecodeError, ValueError, TypeError, IndexError, AttributeError) as error:
         raise StateError(f"unreadable statistics snapshot: {error}") from error
 
 

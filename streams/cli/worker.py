@@ -51,6 +51,7 @@ def worker(settings: Settings) -> None:
     from aiokafka.errors import KafkaError
 
     from streams.container import WorkerError
+    from streams.kafka.admin import TopicError
     from streams.kafka.broadcast import BroadcastError
     from streams.kafka.faust_app import WorkerCrashedError
     from streams.kafka.publisher import PublishError
@@ -60,8 +61,9 @@ def worker(settings: Settings) -> None:
     except (WorkerError, WorkerCrashedError, BroadcastError, PublishError) as error:
         fail(str(error))
         raise typer.Exit(EXIT_BROKEN) from error
-    except StoreError as error:
-        if not error.retryable:
+    except (StoreError, TopicError) as error:
+        # An embedded store that another process has, a topic that is missing: nothing that a new start cures.
+        if not error.retryable if isinstance(error, StoreError) else error.topic:
             raise
         fail(str(error))
         raise typer.Exit(EXIT_BROKEN) from error

@@ -1,4 +1,4 @@
-"""A deployment on this machine for the time of a run: embedded broker, topics, one worker process with an embedded index.
+"""A deployment on this machine for the time of a run: embedded broker, topics, a worker process with an embedded index.
 
 Owns the processes and what is asked of the worker over HTTP; what is published and measured is the caller's.
 """
@@ -69,6 +69,7 @@ class Stand:
     Args:
         run_dir: a directory of this run: index, logs.
         settings: the worker's settings by name, over the stand's own.
+        broker: one that is shared with other stands; ended with this one all the same.
     """
 
     def __init__(
@@ -77,10 +78,11 @@ class Stand:
         settings: Mapping[str, str],
         *,
         partitions: int = 1,
+        topic_prefix: str = "",
         broker: BrokerProcess | None = None,
     ) -> None:
         self.run_dir, self.partitions = run_dir.absolute(), partitions
-        self.names = TopicNames("")
+        self.names = TopicNames(topic_prefix)
         self.broker = broker or EmbeddedBroker(self.run_dir / "broker")
         self.settings = {"metrics_host": "127.0.0.1", "metrics_port": str(free_port()), **settings}
         self.log_path = self.run_dir / "worker.log"
@@ -104,7 +106,7 @@ class Stand:
         return self._worker.pid
 
     async def open(self) -> None:
-        """Start the broker and make the topics, before any other client asks about them: the broker makes what is asked for.
+        """Start the broker and make the topics, before any other client asks about them and so makes them.
 
         Raises: BrokerStartError, TopicError.
         """
@@ -120,6 +122,7 @@ class Stand:
         settings = {
             **self.settings,
             "kafka_bootstrap_servers": self.broker.bootstrap_servers,
+            "topic_prefix": self.names.prefix,
             "data_dir": str(self.run_dir / "data"),
         }
         environment |= {f"{ENV_PREFIX}{name.upper()}": value for name, value in settings.items()}
@@ -218,5 +221,9 @@ class Stand:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
-        if self._http is not None:
-            await self._http.close()
+        await self.close_http()
+
+    async def close_http(self) -> None:
+        session, self._http = self._http, None
+        if session is not None:
+            await session.close()

@@ -43,7 +43,7 @@ class View:
             self._display = None
 
     def say(self, line: str) -> None:
-        self.console.print(Text(line))
+        self.console.print(Text(line), soft_wrap=True)
 
     def stage(self, line: str) -> None:
         """Something that goes on: shown in place on a terminal."""
@@ -105,8 +105,10 @@ def _quality_row(name: str, quality: Quality) -> tuple[str, str, str]:
 
 def list_table(made: Recommendation, titles: Mapping[str, str], count: int) -> Table:
     table = Table(box=None, pad_edge=False, show_header=False)
-    for style in ("dim", "", "dim", "dim"):
-        table.add_column(style=style, overflow="ellipsis", no_wrap=True)
+    table.add_column(justify="right", style="dim", min_width=2)
+    table.add_column(overflow="ellipsis", no_wrap=True, ratio=2)
+    table.add_column(style="dim", no_wrap=True, min_width=11)
+    table.add_column(style="dim", overflow="ellipsis", no_wrap=True, ratio=3)
     for item in made.items[:count]:
         title = titles.get(item.item_id, item.item_id)
         table.add_row(str(item.rank), Text(title), item.source, Text(item.reason))

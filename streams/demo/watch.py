@@ -1,7 +1,7 @@
 """Publishing the ratings at a rate, and what an outside consumer and the worker's own counters say about it.
 
-Latency runs from an event's Kafka timestamp to the arrival of its list here. Quality is the worker's (`streamrec_online_*`),
-decayed popularity beside it is computed here over the same events.
+Latency runs from an event's Kafka timestamp to the arrival of its list here. Quality is the worker's
+(`streamrec_online_*`); decayed popularity beside it is computed here over the same events.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ TICK_SECONDS = 0.005
 # Pauses of the whole machine are caught up with at the rate, not with one burst.
 BURST_SECONDS = 0.05
 FETCH_WAIT_MS = 50
-# No answer for that long, with events waiting, means that something is broken: a worker restarts nothing by itself here.
+# No answer for that long, with events waiting, means that something is broken.
 SILENCE_SECONDS = 60.0
 # How far back the live figures look.
 WINDOW_SECONDS = 5.0

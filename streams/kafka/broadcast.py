@@ -15,6 +15,7 @@ from aiokafka.errors import KafkaError
 
 from models.domain.errors import RecommenderError
 from streams.kafka.connection import KafkaConnection
+from streams.kafka.record_headers import accept_any_header_name
 from streams.topics import LARGEST_MESSAGE_BYTES
 
 logger = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ class BroadcastError(RecommenderError):
 
 
 def _consumer(connection: KafkaConnection, client_id: str) -> AIOKafkaConsumer[bytes | None, bytes | None]:
+    accept_any_header_name()
     return AIOKafkaConsumer(
         **connection.client_options(client_id),
         group_id=None,

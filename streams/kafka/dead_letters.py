@@ -22,6 +22,8 @@ _OWN = "streamrec.dead-letter."
 _ORIGINAL = "streamrec.original."
 # How often a message was put back: one that comes round again is seen to do so.
 REPLAYS_HEADER = "streamrec.replays"
+# Where a forwarded record came from; `streams.agents.forwarding` writes and reads it.
+ORIGIN_HEADER = "streamrec-origin"
 # The record's and the batch's own framing, and what a length may grow by.
 _FRAME_BYTES = 512
 # What is kept of a value (or key) that does not fit: enough to see what it is, little enough beside everything else.
@@ -184,7 +186,8 @@ def replay_message(letter: DeadLetter) -> Message:
             f"dead letter {letter.partition}/{letter.offset} holds {len(letter.value or b'')} of {letter.value_bytes} "
             "bytes and cannot be put back"
         )
-    headers = [header for header in letter.headers if header[0] != REPLAYS_HEADER]
+    # With its old origin it would be taken for a delivery of the record that became the dead letter, and passed over.
+    headers = [header for header in letter.headers if header[0] not in (REPLAYS_HEADER, ORIGIN_HEADER)]
     headers.append((REPLAYS_HEADER, b"%d" % (letter.replays + 1)))
     partition = letter.source_partition if letter.key is None else None
     return Message(letter.source_topic, letter.key, letter.value, headers, partition, letter.source_timestamp_ms)
@@ -197,5 +200,6 @@ async def read_dead_letters(connection: KafkaConnection, topic: str) -> AsyncIte
 
 
 def _replays(headers: Sequence[tuple[str, bytes]]) -> int:
-    counted = [content for name, content in headers if name == REPLAYS_HEADER]
-    return int(counted[-1]) if counted and counted[-1].isdigit() else 0
+    # Anybody may have written it, or none at all: a header's value can be null.
+    counted = [content or b"" for name, content in headers if name == REPLAYS_HEADER]
+    return int(counted[-1]) if counted and counted[-1].isdigit() and len(counted[-1]) < 10 else 0

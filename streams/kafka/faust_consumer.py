@@ -24,6 +24,7 @@ from faust.transport.consumer import Consumer, ensure_TPset
 from faust.types import TP, ConsumerMessage
 
 from streams.kafka.chunks import Chunk, PartitionLedger, PartitionProgress
+from streams.kafka.record_headers import accept_any_header_name
 
 # Chunks of one partition that are out at a time: one that the agent works on and one that waits, so that the agent
 # never waits for a fetch. More would only hold memory.
@@ -107,6 +108,7 @@ class ChunkConsumer(Consumer):
 
     async def on_start(self) -> None:
         config = self.config
+        accept_any_header_name()
         self._kafka = AIOKafkaConsumer(
             **config.connection,
             group_id=config.group,

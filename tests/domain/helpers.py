@@ -198,7 +198,12 @@ class Player:
 
     @property
     def published(self) -> list[tuple[str, bytes]]:
-        return [(made.user_id, made.data) for result in self.results for made in result.published]
+        """All lists of users as of their latest forgetting: a batch that forgets does not publish what came before."""
+        lists: list[tuple[str, bytes]] = []
+        for result in self.results:
+            lists = [one for one in lists if one[0] not in result.forgotten]
+            lists += [(made.user_id, made.data) for made in result.published]
+        return lists
 
     def fingerprint(self) -> dict[str, Any]:
         """Everything the pipeline knows and said, to compare two runs to the bit."""

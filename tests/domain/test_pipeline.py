@@ -406,12 +406,13 @@ def _by_user(player: Player) -> list[tuple[str, list[str]]]:
 def test_reasons_name_only_what_this_user_did() -> None:
     """What was said in other users' lists leaves no trace in this one."""
     log = records([click(f"u{n % 5}", f"i{(n * 7) % 11}", n, kind="rating", value=5.0) for n in range(60)])
-    alone = Player(make_pipeline()).play(log[:-1], [50])
-    beside = Player(make_pipeline()).play(log[:-1], [50])
+    catalogue = [f"i{n}" for n in range(11)]
+    alone = Player(make_pipeline(catalogue_of(catalogue))).play(log)
+    beside = Player(make_pipeline(catalogue_of(catalogue))).play(log)
     for n in range(5):
         # Requests change neither statistics nor weights.
         beside.play([Incoming(request(f"u{n}", 60 + n, k=30), "requests@1/0", n)])
-    last = [Incoming(request("u3", 80, k=30), "requests@1/0", 9)]
+    last = records([click("new", "i3", 90, kind="rating", value=5.0)], start=len(log))
     assert _reasons(alone.play(last)) == _reasons(beside.play(last))
     assert any(reason.startswith("because you rated") for reason in _reasons(alone))
 

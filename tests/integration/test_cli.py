@@ -29,20 +29,31 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> str:
     return done.stdout.split()[0]
 
 
-@pytest.fixture
-def command(broker: BrokerProcess, topic_prefix: str, tmp_path: Path, bundle: str) -> Command:
-    """Configured for one broker, a prefix of this test alone and an embedded store in its directory."""
+def configured(broker: BrokerProcess, topic_prefix: str, directory: Path, bundle: str) -> Command:
+    """For one broker, a prefix of one test alone and an embedded store in its directory."""
     return Command(
-        tmp_path,
+        directory,
         kafka_bootstrap_servers=broker.bootstrap_servers,
         topic_prefix=topic_prefix,
         consumer_group=topic_prefix,
         topic_partitions="2",
-        data_dir=str(tmp_path / "data"),
+        data_dir=str(directory / "data"),
         bundle=bundle,
         metrics_port="0",
         log_level="INFO",
     )
+
+
+@pytest.fixture
+def command(broker: BrokerProcess, topic_prefix: str, tmp_path: Path, bundle: str) -> Command:
+    """Against each of the two brokers in turn."""
+    return configured(broker, topic_prefix, tmp_path, bundle)
+
+
+@pytest.fixture
+def kafka_command(kafka: BrokerProcess, topic_prefix: str, tmp_path: Path, bundle: str) -> Command:
+    """Against Apache Kafka, for long tests in which the brokers do not differ."""
+    return configured(kafka, topic_prefix, tmp_path, bundle)
 
 
 def write_lines(path: Path, lines: Iterable[object]) -> Path:
@@ -106,24 +117,24 @@ async def test_publishing_reports_bad_lines_by_number_and_sends_the_others_as_th
 
 
 async def test_strict_publishing_ends_at_the_first_bad_line_and_no_validate_sends_everything(
-    command: Command, broker: BrokerProcess, topic_prefix: str, tmp_path: Path
+    kafka_command: Command, kafka: BrokerProcess, topic_prefix: str, tmp_path: Path
 ) -> None:
-    command.run("topics", "create")
+    kafka_command.run("topics", "create")
     file = write_lines(tmp_path / "events.jsonl", [rating(1, "u1", "i1"), "garbage", rating(2, "u1", "i2")])
-    assert "events.jsonl:2 is no good" in command.run("publish", file, "--strict", code=2).stderr
+    assert "events.jsonl:2 is no good" in kafka_command.run("publish", file, "--strict", code=2).stderr
     topic = TopicNames(topic_prefix).events
-    assert len(await records_of(broker, topic)) == 1
-    assert "published 3 events; 0 bad lines" in command.run("publish", file, "--no-validate", "--events").stdout
-    assert b"garbage" in [record.value for record in await records_of(broker, topic)]
+    assert len(await records_of(kafka, topic)) == 1
+    assert "published 3 events; 0 bad lines" in kafka_command.run("publish", file, "--no-validate", "--events").stdout
+    assert b"garbage" in [record.value for record in await records_of(kafka, topic)]
 
 
 async def test_a_rate_spreads_messages_over_time(
-    command: Command, broker: BrokerProcess, topic_prefix: str, tmp_path: Path
+    kafka_command: Command, kafka: BrokerProcess, topic_prefix: str, tmp_path: Path
 ) -> None:
-    command.run("topics", "create")
+    kafka_command.run("topics", "create")
     file = write_lines(tmp_path / "events.jsonl", [rating(n, f"u{n}", "i1") for n in range(30)])
-    command.run("publish", file, "--rate", "30")
-    stamps = [record.timestamp for record in await records_of(broker, TopicNames(topic_prefix).events)]
+    kafka_command.run("publish", file, "--rate", "30")
+    stamps = [record.timestamp for record in await records_of(kafka, TopicNames(topic_prefix).events)]
     assert len(stamps) == 30
     assert 700 < max(stamps) - min(stamps) < 10_000
 
@@ -152,9 +163,9 @@ def test_a_worker_without_topics_says_what_to_do_and_ends(command: Command) -> N
     assert "streamrec topics create" in command.run("worker", code=2).stderr
 
 
-def test_a_request_without_a_worker_ends_with_a_hint(command: Command) -> None:
-    command.run("topics", "create")
-    assert "streamrec doctor" in command.run("recommend", "u1", "--timeout", "2", code=1).stderr
+def test_a_request_without_a_worker_ends_with_a_hint(kafka_command: Command) -> None:
+    kafka_command.run("topics", "create")
+    assert "streamrec doctor" in kafka_command.run("recommend", "u1", "--timeout", "2", code=1).stderr
 
 
 def test_events_lead_to_lists_that_commands_show_beside_a_running_worker(command: Command, tmp_path: Path) -> None:
@@ -210,89 +221,91 @@ def test_events_lead_to_lists_that_commands_show_beside_a_running_worker(command
         assert not socket.exists()
 
 
-def test_rebuilt_states_are_those_that_the_worker_had(command: Command, tmp_path: Path) -> None:
-    command.run("topics", "create")
+def test_rebuilt_states_are_those_that_the_worker_had(kafka_command: Command, tmp_path: Path) -> None:
+    kafka_command.run("topics", "create")
     events: list[object] = [rating(n, f"u{n % 5}", f"i{n % 7}") for n in range(60)]
     forget = {"type": "forget", "event_id": "f", "user_id": "u4", "event_time_ms": START_MS + DAY_MS}
     search = {"type": "search", "event_id": "s", "user_id": "u0", "text": "a lamp", "event_time_ms": START_MS + 90_000}
-    with command.worker() as worker:
-        command.run("publish", write_lines(tmp_path / "items.jsonl", ITEMS))
+    with kafka_command.worker() as worker:
+        kafka_command.run("publish", write_lines(tmp_path / "items.jsonl", ITEMS))
         wait_for(
-            lambda: command.run("recommend", "u9", "--text", "lamp").stdout.count("i") > 3, "items that are listed"
+            lambda: kafka_command.run("recommend", "u9", "--text", "lamp").stdout.count("i") > 3,
+            "items that are listed",
         )
-        command.run("publish", write_lines(tmp_path / "events.jsonl", [*events, search, forget]))
-        wait_for(lambda: _nothing_waits(command), "a worker that is through")
+        kafka_command.run("publish", write_lines(tmp_path / "events.jsonl", [*events, search, forget]))
+        wait_for(lambda: _nothing_waits(kafka_command), "a worker that is through")
         assert worker.stop()[0] == 0
-    before = {user["user_id"]: user for user in command.lines("users", "export", "-")}
+    before = {user["user_id"]: user for user in kafka_command.lines("users", "export", "-")}
     assert before["u0"]["events_applied"] == 13
     assert "u4" not in before
 
-    said = command.run("users", "rebuild").stdout
-    assert "61 events folded" in said or "62 events folded" in said or "49 events folded" in said or "50 events" in said
-    after = {user["user_id"]: user for user in command.lines("users", "export", "-")}
+    # 48 ratings and a search: what u4 did before he was forgotten is not folded again.
+    assert "49 events folded for 5 users, 1 users kept" in kafka_command.run("users", "rebuild").stdout
+    after = {user["user_id"]: user for user in kafka_command.lines("users", "export", "-")}
     assert after == before
-    assert "events_applied" in json.dumps(after)
 
     # What is folded is not folded again, and who was forgotten stays so.
-    with command.worker() as worker:
-        command.run("publish", write_lines(tmp_path / "more.jsonl", [rating(70, "u0", "i9"), rating(71, "u4", "i9")]))
-        wait_for(lambda: _nothing_waits(command), "a worker that is through")
+    with kafka_command.worker() as worker:
+        kafka_command.run(
+            "publish", write_lines(tmp_path / "more.jsonl", [rating(70, "u0", "i9"), rating(71, "u4", "i9")])
+        )
+        wait_for(lambda: _nothing_waits(kafka_command), "a worker that is through")
         assert worker.stop()[0] == 0
-    last = {user["user_id"]: user for user in command.lines("users", "export", "-")}
+    last = {user["user_id"]: user for user in kafka_command.lines("users", "export", "-")}
     assert last["u0"]["events_applied"] == 14
     assert last["u0"]["sequence"] == before["u0"]["sequence"] + 1
     assert "u4" not in last
 
 
 def _nothing_waits(command: Command) -> bool:
-    lags = findings(command, code=0)["lag"]
+    lags = findings(kafka_command, code=0)["lag"]
     return all(": 0 records behind" in finding["message"] for finding in lags)
 
 
 async def test_dead_letters_are_listed_and_put_back_but_for_the_forgotten(
-    command: Command, broker: BrokerProcess, topic_prefix: str, tmp_path: Path
+    kafka_command: Command, kafka: BrokerProcess, topic_prefix: str, tmp_path: Path
 ) -> None:
-    command.run("topics", "create")
+    kafka_command.run("topics", "create")
     tips = [rating(n, user, "i1") | {"type": "tip"} for n, user in enumerate(["u1", "gone"])]
     forget = {"type": "forget", "event_id": "f", "user_id": "gone", "event_time_ms": START_MS + DAY_MS}
     file = write_lines(tmp_path / "events.jsonl", [rating(8, "gone", "i1"), *tips, forget, "garbage"])
-    with command.worker() as worker:
-        command.run("publish", file, "--no-validate", "--events")
-        wait_for(lambda: len(command.lines("dead-letters", "list", "--json")) == 3, "three dead letters")
-        wait_for(lambda: _nothing_waits(command), "a worker that is through")
+    with kafka_command.worker() as worker:
+        kafka_command.run("publish", file, "--no-validate", "--events")
+        wait_for(lambda: len(kafka_command.lines("dead-letters", "list", "--json")) == 3, "three dead letters")
+        wait_for(lambda: _nothing_waits(kafka_command), "a worker that is through")
         assert worker.stop()[0] == 0
 
-    listed = command.lines("dead-letters", "list", "--json", "--reason", "undeclared_type")
+    listed = kafka_command.lines("dead-letters", "list", "--json", "--reason", "undeclared_type")
     assert sorted(json.loads(letter["value"])["user_id"] for letter in listed) == ["gone", "u1"]
-    table = command.run("dead-letters", "list", "--limit", "1").stdout
+    table = kafka_command.run("dead-letters", "list", "--limit", "1").stdout
     assert "3 dead letters: 2 undeclared_type, 1 invalid_json" in table
     assert "i1" not in table
 
     only_tips = ("--reason", "undeclared_type")
-    said = command.run("dead-letters", "replay", "--dry-run", *only_tips).stdout
+    said = kafka_command.run("dead-letters", "replay", "--dry-run", *only_tips).stdout
     assert said == "1 would be put back; left out: 1 of users who were forgotten\n"
     topic = TopicNames(topic_prefix).events
-    assert len(await records_of(broker, topic)) == 5
-    assert command.run("dead-letters", "replay", *only_tips).stdout.startswith("1 put back")
-    replayed = [record for record in await records_of(broker, topic) if dict(record.headers).get("streamrec.replays")]
+    assert len(await records_of(kafka, topic)) == 5
+    assert kafka_command.run("dead-letters", "replay", *only_tips).stdout.startswith("1 put back")
+    replayed = [record for record in await records_of(kafka, topic) if dict(record.headers).get("streamrec.replays")]
     assert [(record.key, record.value) for record in replayed] == [(b"u1", json.dumps(tips[0]).encode())]
 
-    command.environment["STREAMREC_INTERACTION_STRENGTHS"] = "tip=3"
-    with command.worker() as worker:
-        wait_for(lambda: _nothing_waits(command), "a worker that is through")
+    kafka_command.environment["STREAMREC_INTERACTION_STRENGTHS"] = "tip=3"
+    with kafka_command.worker() as worker:
+        wait_for(lambda: _nothing_waits(kafka_command), "a worker that is through")
         assert worker.stop()[0] == 0
-    exported = command.lines("users", "export", "-")
+    exported = kafka_command.lines("users", "export", "-")
     assert [(user["user_id"], user["events_applied"]) for user in exported] == [("u1", 1)]
 
 
-def test_a_second_process_is_told_how_to_share_an_embedded_store(command: Command, tmp_path: Path) -> None:
-    command.run("topics", "create")
-    with command.worker() as worker:
+def test_a_second_process_is_told_how_to_share_an_embedded_store(kafka_command: Command, tmp_path: Path) -> None:
+    kafka_command.run("topics", "create")
+    with kafka_command.worker() as worker:
         file = tmp_path / "users.jsonl"
-        assert "streamrec store" in command.run("users", "export", file, code=2).stderr
+        assert "streamrec store" in kafka_command.run("users", "export", file, code=2).stderr
         assert not file.exists()
-        assert findings(command, code=0)["index"][0]["level"] == "warn"
-        assert "not checked" in command.run("dead-letters", "replay").stderr
+        assert findings(kafka_command, code=0)["index"][0]["level"] == "warn"
+        assert "not checked" in kafka_command.run("dead-letters", "replay").stderr
         assert worker.stop()[0] == 0
 
 
@@ -311,12 +324,12 @@ def test_a_worker_that_waits_for_its_broker_still_stops(tmp_path: Path, bundle: 
         if worker.process.poll() is None:
             worker.process.terminate()
         code = worker.process.wait(10)
-    assert code in (0, 1, 2), worker.said()
+    assert code in (0, 1), worker.said()
     assert "Traceback" not in worker.said()
 
 
-def test_bundles_are_shown_and_verified(command: Command, bundle: str, tmp_path: Path) -> None:
-    assert "bootstrap-" in command.run("bundle", "show").stdout
-    assert json.loads(command.run("bundle", "show", bundle, "--json").stdout)["name"] == "bootstrap"
-    assert command.run("bundle", "verify").stdout.startswith("ok")
-    assert "no bundle here" in command.run("bundle", "verify", tmp_path / "nothing", code=2).stderr
+def test_bundles_are_shown_and_verified(kafka_command: Command, bundle: str, tmp_path: Path) -> None:
+    assert "bootstrap-" in kafka_command.run("bundle", "show").stdout
+    assert json.loads(kafka_command.run("bundle", "show", bundle, "--json").stdout)["name"] == "bootstrap"
+    assert kafka_command.run("bundle", "verify").stdout.startswith("ok")
+    assert "no bundle here" in kafka_command.run("bundle", "verify", tmp_path / "nothing", code=2).stderr
