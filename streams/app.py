@@ -1,4 +1,4 @@
-"""A worker from start to stop: catch up with what is shared, consume, watch, end cleanly. Classes come from the container."""
+"""A worker from start to stop: catch up with what is shared, consume, watch, end cleanly."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from models.domain.errors import RecommenderError, StoreError
 from streams.agents.statistics import SNAPSHOT_KEY
 from streams.container import Container, WorkerError
 from streams.health import HealthServer
-from streams.kafka.admin import TopicError, topic_ids
+from streams.kafka.admin import TopicError, partition_counts, topic_ids
 from streams.kafka.broadcast import BroadcastReader
 from streams.kafka.chunks import Chunk
 from streams.kafka.faust_app import ChunkApp, add_chunk_agent, build_app, run
@@ -133,7 +133,7 @@ class Worker:
         await self.parts.road.handle(chunk)
         self.handled[place] = chunk.last_offset
 
-    # rebalances ---------------------------------------------------------------------------------------------------------
+    # rebalances ------------------------------------------------------------------------------------------------------
 
     async def _assigned(self, partitions: set[Any]) -> None:
         """Whoever had these partitions before has shared all it counted: read it before the first event."""
@@ -154,7 +154,7 @@ class Worker:
             parts.metrics.set_paused(tp.topic, tp.partition, False)
             parts.metrics.drop_partition(tp.topic, tp.partition)
 
-    # watching -----------------------------------------------------------------------------------------------------------
+    # watching --------------------------------------------------------------------------------------------------------
 
     def _fail(self, error: BaseException) -> None:
         if self.failure is None:
@@ -172,10 +172,12 @@ class Worker:
 
     async def _watch(self) -> None:
         """End a worker of which a partition stands still; waiting for a service is no standing still."""
-        parts, paused_for = self.parts, 0.0
+        parts, encoder = self.parts, self.parts.bundle.text_encoder
+        hits, misses = encoder.cache_hits, encoder.cache_misses
         while True:
             await asyncio.sleep(WATCH_SECONDS)
-            paused_for = paused_for + WATCH_SECONDS if parts.waiting else 0.0
+            parts.metrics.count_cache("text", encoder.cache_hits - hits, encoder.cache_misses - misses)
+            hits, misses = encoder.cache_hits, encoder.cache_misses
             for progress in self.app.progress() if self.app is not None else []:
                 parts.metrics.set_lag(progress.topic, progress.partition, progress.lag or 0)
                 parts.metrics.set_paused(progress.topic, progress.partition, parts.waiting)
@@ -194,12 +196,16 @@ class Worker:
                 log.warning("topics cannot be looked at: %s", error)
 
     async def _check_incarnations(self) -> None:
-        """Raises: WorkerError when a topic was made anew; TopicError when it is gone or the cluster does not answer."""
-        known = self.parts.incarnation
+        """Raises: WorkerError when a topic is another one now, TopicError when it is gone or nobody answers."""
+        known, counts = self.parts.incarnation, self.parts.partition_counts
         now = await topic_ids(self.parts.connection, list(known))
         changed = [topic for topic in known if now[topic] != known[topic]]
         if changed:
             raise WorkerError(f"{', '.join(changed)} was deleted and made anew; start the worker again")
+        sizes = await partition_counts(self.parts.connection, list(known))
+        changed = [topic for topic in known if sizes.get(topic) != counts[topic]]
+        if changed:
+            raise WorkerError(f"{', '.join(changed)} has another number of partitions now; start the worker again")
 
     async def _write_snapshots(self) -> None:
         parts = self.parts
@@ -215,7 +221,7 @@ class Worker:
                 if pointer is not None:
                     await save_pointer(parts.connection, topic, pointer)
 
-    # readiness ----------------------------------------------------------------------------------------------------------
+    # readiness -------------------------------------------------------------------------------------------------------
 
     async def _check_started(self) -> str | None:
         return None if self.ready else "catching up with items and statistics, or waiting for partitions"

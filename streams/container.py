@@ -17,7 +17,7 @@ from models.domain.deltas import Ledger
 from models.domain.errors import RecommenderError
 from models.domain.events import EventContract, Interaction
 from models.domain.features import FEATURES
-from models.domain.pipeline import Pipeline
+from models.domain.pipeline import Pipeline, untimed
 from models.domain.ports import F32, ItemIndex, Stores
 from models.encoders.bundle import Bundle, load_bundle
 from streams.agents.catalogue import CatalogueFeed
@@ -35,8 +35,8 @@ from streams.settings import Settings
 from streams.stores.open import open_stores
 from streams.topics import TopicNames, topic_specs
 
-# Up to here one matrix product over all items is cheaper than asking the index: 64 users on 50,000 items take 13 ms, about
-# what a round trip with 64 searches takes.
+# Up to here one matrix product over all items is cheaper than asking the index: 64 users on 50,000 items take 13 ms,
+# about what a round trip with 64 searches takes.
 EXACT_SEARCH_ITEMS = 50_000
 # A service that is away is waited for this long by the publisher too; then the worker ends and its supervisor decides.
 PUBLISH_DEADLINE_SECONDS = 300.0
@@ -69,9 +69,12 @@ def read_bundle(settings: Settings, path: Path) -> Bundle:
 
 
 def make_pipeline(bundle: Bundle, options: PipelineOptions, metrics: Metrics | None = None) -> Pipeline:
-    stage = {} if metrics is None else {"stage": metrics.stage}
     return Pipeline(
-        encoder=bundle.user_encoder, ranker=bundle.ranker, model_version=bundle.version, options=options, **stage
+        encoder=bundle.user_encoder,
+        ranker=bundle.ranker,
+        model_version=bundle.version,
+        options=options,
+        stage=untimed if metrics is None else metrics.stage,
     )
 
 
@@ -107,8 +110,8 @@ class IndexSearch:
         ends: npt.NDArray[np.int64],
         depth: int,
     ) -> npt.NDArray[np.int32]:
-        # Asked for more than is needed, since what the user has seen is taken out here: a filter of hundreds of ids a query
-        # costs an approximate index more than the surplus.
+        # Asked for more than is needed, since what the user has seen is taken out here: a filter of hundreds of ids a
+        # query costs an approximate index more than the surplus.
         asked = depth + min(int((ends - starts).max(initial=0)), 4 * depth)
         future = asyncio.run_coroutine_threadsafe(self._index.search_many(users, asked), self._loop)
         out = np.full((len(users), depth), -1, np.int32)
@@ -178,9 +181,7 @@ class Container:
             pipeline.index = IndexSearch(index, pipeline.catalogue, loop)
         ledger = Ledger(pipeline.statistics, pipeline.catalogue, pipeline.weights, self.worker)
         self.catalogue_feed = CatalogueFeed(self.contract, pipeline.catalogue, index, self.retry, self.lock)
-        self.statistics_feed = StatisticsFeed(
-            ledger, self.names.item_stats, self.publisher, metrics, self.lock, self._owns
-        )
+        self.statistics_feed = StatisticsFeed(ledger, self.names.item_stats, self.publisher, metrics, self.lock)
         self.users = UserStates(
             user_store,
             pipeline.catalogue,
@@ -224,7 +225,8 @@ class Container:
         report = await describe_topics(self.connection, self.specs)
         if report.missing:
             raise TopicError(
-                f"topics {', '.join(report.missing)} do not exist: run `streamrec topics create`", topic=report.missing[0]
+                f"topics {', '.join(report.missing)} do not exist: run `streamrec topics create`",
+                topic=report.missing[0],
             )
         counts = {topic: report.partitions[topic] for topic in (self.names.events, self.names.requests)}
         if len(set(counts.values())) > 1:
@@ -252,9 +254,6 @@ class Container:
     def _publisher_retries(self, topic: str, error: BaseException) -> None:
         self.publisher_waiting = time.monotonic()
         self.metrics.count_retry("publish")
-
-    def _owns(self, source: str) -> bool:
-        return any(self.road.log_of(topic, partition) == source for topic, partition in self.assigned)
 
 
 # The publisher's longest attempt and pause together; while it retries, it says so at least this often.

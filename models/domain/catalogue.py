@@ -48,6 +48,8 @@ class Catalogue:
 
     def __init__(self, dimension: int, capacity: int = 1_024) -> None:
         self.dimension = dimension
+        self.placeholders = 0
+        """Undeclared items that an event made, so far."""
         self.ids: list[str] = []
         self.titles: list[str] = []
         self.hashes: list[int] = []
@@ -87,6 +89,7 @@ class Catalogue:
         before = bool(self.known[at])
         if not before:
             self.known[at] = True
+            self.placeholders += not self.removed[at]
         if not self.declared[at] and not self.removed[at]:
             self.available[at] = True
         return before

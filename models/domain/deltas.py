@@ -1,7 +1,7 @@
 """How workers share item statistics: deltas over contiguous offsets, and the ledger that applies each exactly once.
 
-A delta says what the records [from, to) of one log partition added. Every reader sees the same sequence of deltas and accepts one
-only where its `from` equals the high water that the log itself has reached for that partition, so that all agree on what counts.
+A delta says what the records [from, to) of one log partition added, touch by touch with its offset. A reader counts of each
+delta what lies above its own high water for that partition, so that deltas may overlap and nothing has to be sent again.
 Pure: reading and writing the topic is the caller's.
 """
 
@@ -23,7 +23,7 @@ SNAPSHOT_VERSION = 1
 
 
 class Delta(msgspec.Struct, frozen=True, kw_only=True):
-    """What one micro-batch added. Touches refer to `items` by place; `recent` holds the user's latest items before the touch."""
+    """What one micro-batch added. Touches refer to `items` by place; `recent` is the user's latest items before each."""
 
     source: str
     """Log partition: topic, incarnation, partition."""
@@ -63,7 +63,7 @@ def decode_delta(data: bytes) -> Delta:
 
 
 class Ledger:
-    """Applies deltas, own and others', to one worker's statistics. Own touches are in the statistics before their delta is sent.
+    """Applies others' deltas to one worker's statistics; own touches are there before their delta is sent.
 
     Args:
         worker: a name no other worker ever has, to tell own deltas.
@@ -75,8 +75,6 @@ class Ledger:
         self.statistics, self.catalogue, self.weights, self.worker = statistics, catalogue, weights, worker
         self.applied: dict[str, int] = {}
         """Source -> offset below which this worker's statistics hold everything."""
-        self.logged: dict[str, int] = {}
-        """Source -> high water of the accepted deltas in the log."""
 
     def lacks(self, source: str, offset: int) -> bool:
         """Whether the statistics still lack the record."""
@@ -127,21 +125,14 @@ class Ledger:
             squares=list(squares),
         )
 
-    def read(self, delta: Delta) -> Delta | None:
-        """Take the next delta of the log.
+    def read(self, delta: Delta) -> None:
+        """Take the next delta of the log: count what of it this worker lacks.
 
-        Returns: what of an own, rejected delta has to be sent again, else None.
+        Deltas of one source may overlap where ownership changed (a zombie writes on, an heir plays the same records): each
+        record is counted from the first delta that holds it, since touches carry their offsets.
         """
-        source, logged = delta.source, self.logged.get(delta.source, 0)
-        if delta.start < logged:
-            if delta.worker != self.worker or delta.end <= logged:
-                return None
-            return _after(delta, logged)
-        # A start beyond the high water means that retention has cut the log before it: what it held is too old to matter.
-        self.logged[source] = delta.end
         if delta.worker != self.worker:
             self._apply(delta)
-        return None
 
     def snapshot(self) -> bytes:
         """Everything a new worker needs instead of the deltas so far."""
@@ -175,12 +166,13 @@ class Ledger:
             self.catalogue.touch(at)
         if self.weights is not None and snapshot["weights"] is not None:
             self.weights.weights[:], self.weights.squares[:] = snapshot["weights"], snapshot["squares"]
-        self.applied, self.logged = dict(snapshot["applied"]), dict(snapshot["applied"])
+        self.applied = dict(snapshot["applied"])
 
     def _apply(self, delta: Delta) -> None:
-        """Count what this worker lacks of an accepted delta of another worker."""
         have = self.applied.get(delta.source, 0)
-        self.applied[delta.source] = max(have, delta.end)
+        if delta.end <= have:
+            return
+        self.applied[delta.source] = delta.end
         index = self.catalogue.intern_many(delta.items)
         kept = [at for at, offset in enumerate(delta.offset) if offset >= have]
         if kept:
@@ -205,20 +197,3 @@ class Ledger:
             )
         if len(kept) == len(delta.offset) and self.weights is not None and delta.weights:
             self.weights.add(delta.weights, delta.squares)
-
-
-def _after(delta: Delta, start: int) -> Delta:
-    """The part of a delta from `start` on, without the weights' movement, which cannot be split."""
-    kept = [at for at, offset in enumerate(delta.offset) if offset >= start]
-    return msgspec.structs.replace(
-        delta,
-        start=start,
-        offset=[delta.offset[at] for at in kept],
-        item=[delta.item[at] for at in kept],
-        event_time_ms=[delta.event_time_ms[at] for at in kept],
-        value=[delta.value[at] for at in kept],
-        flags=[delta.flags[at] for at in kept],
-        recent=[delta.recent[at] for at in kept],
-        weights=[],
-        squares=[],
-    )

@@ -1,4 +1,4 @@
-"""How a worker learns of every item: entries from the `items` topic, vectors from the index once their owner wrote them."""
+"""How a worker learns of every item: entries from the `items` topic, vectors from the index once they are there."""
 
 from __future__ import annotations
 

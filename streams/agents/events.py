@@ -1,7 +1,7 @@
-"""The road of a micro-batch of events or requests: decode, load, play, share, store, publish; acknowledged by who called.
+"""The road of a micro-batch of events or requests: decode, load, play, share, store, publish.
 
-A loop of calls with no rule of its own: what an event does is the pipeline's, what a failure does is the caller's. Whatever is
-raised here leaves the chunk unacknowledged and stops the worker, since its statistics may be ahead of the log by then.
+A loop of calls with no rule of its own: what an event does is the pipeline's; the chunk is acknowledged by the caller.
+Whatever is raised here leaves it unacknowledged and stops the worker, since its statistics may be ahead of the log.
 """
 
 from __future__ import annotations
@@ -103,6 +103,7 @@ class EventRoad:
             stream_now_ms=self.clock.now_ms(),
             texts=texts,
         )
+        placeholders = self.pipeline.catalogue.placeholders
         result: BatchResult = await asyncio.get_running_loop().run_in_executor(self.executor, play)
         await self._send(self._refused(decoded, result))
         with metrics.stage("delta"):
@@ -111,9 +112,10 @@ class EventRoad:
             await self.users.save(result.states)
         with metrics.stage("publish"):
             await self._publish(decoded, result)
+        metrics.count_items("placeholder", int(self.pipeline.catalogue.placeholders - placeholders))
         self._observe(chunk, decoded, result)
 
-    # decode -------------------------------------------------------------------------------------------------------------
+    # decode ----------------------------------------------------------------------------------------------------------
 
     def _decode(self, chunk: Chunk) -> _Decoded:
         decode = self.contract.decode_request if chunk.topic == self.names.requests else self.contract.decode_event
@@ -154,7 +156,7 @@ class EventRoad:
         vectors = await asyncio.get_running_loop().run_in_executor(self.executor, encode)
         return dict(zip(texts, vectors, strict=True))
 
-    # effects ------------------------------------------------------------------------------------------------------------
+    # effects ---------------------------------------------------------------------------------------------------------
 
     def _refused(self, decoded: _Decoded, result: BatchResult) -> list[Message]:
         return [
@@ -186,8 +188,7 @@ class EventRoad:
     async def _publish(self, decoded: _Decoded, result: BatchResult) -> None:
         topic = self.names.recommendations
         messages = [
-            Message(topic, user_id.encode("utf-8", "surrogatepass"), data)
-            for user_id, data in result.republish.items()
+            Message(topic, user_id.encode("utf-8", "surrogatepass"), data) for user_id, data in result.republish.items()
         ]
         self.metrics.count_lists("replay", len(messages))
         replayed = sum(outcome == "replayed" for outcome in result.outcomes)
@@ -214,7 +215,7 @@ class EventRoad:
         if messages:
             await self.publisher.send_many(messages)
 
-    # what happened ------------------------------------------------------------------------------------------------------
+    # what happened ---------------------------------------------------------------------------------------------------
 
     def _observe(self, chunk: Chunk, decoded: _Decoded, result: BatchResult) -> None:
         metrics = self.metrics

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.05, 2.0
-# An index that is being restarted or moved is back within minutes; after five the worker ends and its supervisor decides.
+# An index that is restarted or moved is back within minutes; after five the worker ends and its supervisor decides.
 DEADLINE_SECONDS = 300.0
 
 

@@ -1,7 +1,7 @@
-"""How workers share item statistics: applies the `item-stats` topic to the ledger, sends again what the log rejected.
+"""How workers share item statistics: applies the `item-stats` topic to the ledger.
 
-Snapshots go through the same topic, cut into messages; the committed offset of a group of their own says where the newest begins,
-so that a new worker need not read a year of deltas.
+Snapshots go through the same topic, cut into messages; the committed offset of a group of their own says where the
+newest begins, so that a new worker need not read a year of deltas.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from models.domain.deltas import Delta, Ledger, decode_delta, encode_delta
+from models.domain.deltas import Ledger, decode_delta
 from models.domain.errors import EventDecodeError, StateError
 from streams.kafka.publisher import Message, Publisher
 from streams.kafka.snapshot_pointer import SnapshotPointer
@@ -30,25 +30,15 @@ class StatisticsFeed:
 
     Args:
         lock: held while statistics change, since the pipeline works on them in another thread.
-        owns: whether this worker consumes a source now.
     """
 
-    def __init__(
-        self,
-        ledger: Ledger,
-        topic: str,
-        publisher: Publisher,
-        metrics: Metrics,
-        lock: asyncio.Lock,
-        owns: Callable[[str], bool],
-    ) -> None:
+    def __init__(self, ledger: Ledger, topic: str, publisher: Publisher, metrics: Metrics, lock: asyncio.Lock) -> None:
         self._ledger, self._topic, self._publisher = ledger, topic, publisher
-        self._metrics, self._lock, self._owns = metrics, lock, owns
+        self._metrics, self._lock = metrics, lock
         self.applied_since_snapshot = 0
 
     async def apply(self, records: Sequence[Any]) -> None:
         """Raises: StateError when this worker's statistics cannot be made right without starting again."""
-        again: list[Delta] = []
         async with self._lock:
             for record in records:
                 if record.key == SNAPSHOT_KEY or record.value is None:
@@ -58,16 +48,11 @@ class StatisticsFeed:
                 except EventDecodeError as error:
                     # Not ours to repair, and counting on without it would part this worker from the others.
                     raise StateError(f"unreadable delta at offset {record.offset}: {error}") from error
-                rejected = self._ledger.read(delta)
                 self.applied_since_snapshot += len(delta.offset)
-                outcome = "rejected" if rejected is not None else "applied"
-                self._metrics.count_deltas("rejected" if outcome == "rejected" else "applied", 1, len(record.value))
-                if rejected is not None:
-                    if not self._owns(delta.source):
-                        raise StateError(f"the log rejected a delta of {delta.source}, which another worker owns now")
-                    again.append(rejected)
-            for delta in again:
-                await self._publisher.send_many([Message(self._topic, delta.source.encode(), encode_delta(delta))])
+                if delta.worker != self._ledger.worker:
+                    known = not self._ledger.lacks(delta.source, delta.end - 1)
+                    self._ledger.read(delta)
+                    self._metrics.count_deltas("rejected" if known else "applied", 1, len(record.value))
 
     async def write_snapshot(self, read_from: int, incarnation: str) -> SnapshotPointer | None:
         """Publish everything counted so far.

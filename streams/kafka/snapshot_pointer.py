@@ -1,6 +1,7 @@
-"""Where the newest statistics snapshot stands: kept as the committed offset, with metadata, of a consumer group of its own.
+"""Where the newest statistics snapshot stands: the committed offset, with metadata, of a consumer group of its own.
 
-Kafka keeps it beside the topic without a further topic. Where the pointer is lost (offset retention), readers start at the beginning.
+Kafka keeps it beside the topic without a further topic. Where it is lost (offset retention), readers start at the
+beginning.
 """
 
 from __future__ import annotations
@@ -72,7 +73,9 @@ async def load_pointer(connection: KafkaConnection, topic: str, incarnation: str
     return None
 
 
-async def fetch_parts(connection: KafkaConnection, topic: str, pointer: SnapshotPointer, key: bytes) -> list[bytes] | None:
+async def fetch_parts(
+    connection: KafkaConnection, topic: str, pointer: SnapshotPointer, key: bytes
+) -> list[bytes] | None:
     """The messages of a snapshot, in order; None where retention has removed some of them."""
     consumer = AIOKafkaConsumer(
         **connection.client_options("streamrec-snapshots"), group_id=None, enable_auto_commit=False

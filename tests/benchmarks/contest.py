@@ -1,4 +1,4 @@
-"""The contenders of one run, one after the other on one embedded broker: pass-throughs, the worker, the worker with text."""
+"""The contenders of one run, one after the other on one embedded broker: pass-throughs, worker, worker with text."""
 
 from __future__ import annotations
 

@@ -42,7 +42,9 @@ def test_an_event_id_in_the_ring_is_a_duplicate() -> None:
     assert outcome(click("u", "i", 5_000, event_id="unknown")) == FOLDED
 
 
-@pytest.mark.parametrize(("at", "expected"), [(5_000 - LATENESS, FOLDED), (5_000 - LATENESS - 1, LATE), (9_999, FOLDED)])
+@pytest.mark.parametrize(
+    ("at", "expected"), [(5_000 - LATENESS, FOLDED), (5_000 - LATENESS - 1, LATE), (9_999, FOLDED)]
+)
 def test_lateness_is_judged_by_the_users_own_latest_event(at: int, expected: str) -> None:
     assert outcome(click("u", "i", at)) == expected
 
@@ -82,7 +84,10 @@ def test_a_request_is_neither_late_nor_a_duplicate_nor_forgotten() -> None:
 
 @pytest.mark.parametrize(
     ("event", "record_time_ms", "words"),
-    [(click("u", "i", 0), -1, ("1000000 ms before", str(ms(5_000)))), (click("u", "i", 6_000), 1, ("300000 ms after",))],
+    [
+        (click("u", "i", 0), -1, ("1000000 ms before", str(ms(5_000)))),
+        (click("u", "i", 6_000), 1, ("300000 ms after",)),
+    ],
 )
 def test_a_refusal_names_the_field_and_the_limit(event: Event, record_time_ms: int, words: tuple[str, ...]) -> None:
     _, detail = admit(state(), Incoming(event, LOG, 8, record_time_ms=record_time_ms), OPTION)

@@ -245,7 +245,8 @@ def test_a_dump_gives_identical_candidates_and_features_again(rows: list[Row], r
     moved = Statistics.load(dumped, index, 40)
     np.testing.assert_array_equal(moved.arrays.log_count[index], statistics.arrays.log_count[:items])
     renamed = {
-        int(index[a]): {int(index[b]): w for b, w in row.items()} for a, row in pairs_of(statistics.arrays.pairs).items()
+        int(index[a]): {int(index[b]): w for b, w in row.items()}
+        for a, row in pairs_of(statistics.arrays.pairs).items()
     }
     assert pairs_of(moved.arrays.pairs) == renamed
     more = random_rows(30, 25, seed=1)

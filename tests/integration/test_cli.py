@@ -172,7 +172,7 @@ def test_events_lead_to_lists_that_commands_show_beside_a_running_worker(command
     command.run("topics", "create")
     socket = tmp_path / "s.sock"
     with command.started("store", "--socket", str(socket)) as store:
-        wait_for(lambda: store.check_alive() or socket.exists(), "the store's socket")
+        wait_for(lambda: store.alive() and socket.exists(), "the store's socket")
         command.environment["STREAMREC_QDRANT_URL"] = f"unix:{socket}"
         with command.worker() as worker, command.started("follow", "--user", "u1", "--json", "--limit", "2") as follow:
             command.run("publish", write_lines(tmp_path / "items.jsonl", ITEMS))
@@ -258,7 +258,7 @@ def test_rebuilt_states_are_those_that_the_worker_had(kafka_command: Command, tm
 
 
 def _nothing_waits(command: Command) -> bool:
-    lags = findings(kafka_command, code=0)["lag"]
+    lags = findings(command, code=0)["lag"]
     return all(": 0 records behind" in finding["message"] for finding in lags)
 
 

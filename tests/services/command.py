@@ -46,8 +46,10 @@ class Process:
     def said(self) -> str:
         return self.log.read_text(errors="replace")
 
-    def check_alive(self) -> None:
+    def alive(self) -> bool:
+        """True. Raises: AssertionError with what it said when it has ended."""
         assert self.process.poll() is None, f"ended with {self.process.returncode}: {self.said()[-3000:]}"
+        return True
 
     def stop(self, number: signal.Signals = signal.SIGTERM, deadline_seconds: float = 30.0) -> tuple[int, float]:
         """Returns: the exit code, and the seconds it took to end."""
@@ -107,7 +109,7 @@ class Command:
     def worker(self) -> Iterator[Process]:
         """A worker that takes events: `/readyz` says so. Its port stands in its log."""
         with self.started("worker") as process:
-            wait_for(lambda: process.check_alive() or _ready(process), f"a worker that is ready\n{process.said()}")
+            wait_for(lambda: process.alive() and _ready(process), f"a worker that is ready\n{process.said()}")
             yield process
 
 

@@ -6,7 +6,7 @@ import asyncio
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -154,6 +154,52 @@ class Deployment:
                 ledger.read(decode_delta(record.value))
         counts = statistics.arrays.touches[: len(catalogue)].tolist()
         return Counter({item: int(count) for item, count in zip(catalogue.ids, counts, strict=True) if count})
+
+
+class ListReader:
+    """Follows `recommendations` from its beginning, as an application would; keeps everything it saw."""
+
+    def __init__(self, deployed: Deployment) -> None:
+        self._deployed = deployed
+        self._consumer: AIOKafkaConsumer[bytes, bytes] = AIOKafkaConsumer(
+            **deployed.connection.client_options("test-lists"), fetch_max_wait_ms=20, auto_offset_reset="earliest"
+        )
+        self.records: list[Any] = []
+        self.lists: list[Recommendation] = []
+
+    async def __aenter__(self) -> ListReader:
+        await self._consumer.start()
+        topic = self._deployed.names.recommendations
+        partitions = [TopicPartition(topic, number) for number in range(self._deployed.partitions)]
+        self._consumer.assign(partitions)
+        await self._consumer.seek_to_beginning()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._consumer.stop()
+
+    async def poll(self) -> None:
+        for records in (await self._consumer.getmany(timeout_ms=50)).values():
+            self.records += records
+            self.lists += [self._deployed.contract.decode_recommendation(r.value) for r in records if r.value is not None]
+
+    async def find(self, wanted: Callable[[Recommendation], bool], what: str, seconds: float = 30.0) -> Recommendation:
+        """The first list that is wanted. Raises: AssertionError at the deadline."""
+        deadline = time.monotonic() + seconds
+        looked = 0
+        while True:
+            for made in self.lists[looked:]:
+                if wanted(made):
+                    return made
+            looked = len(self.lists)
+            assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
+            await self.poll()
+
+    async def after(self, event_id: str) -> Recommendation:
+        return await self.find(lambda made: made.trigger_event_id == event_id, f"the list after {event_id}")
+
+    async def answer(self, request_id: str) -> Recommendation:
+        return await self.find(lambda made: made.request_id == request_id, f"the answer to {request_id}")
 
 
 def _stored(record: UserRecord) -> tuple[str, StoredUser]:
