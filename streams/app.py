@@ -38,7 +38,7 @@ class Worker:
         self.settings, self.stop = settings, stop
         self.parts = Container(settings, bundle_path)
         self.failure: BaseException | None = None
-        self.ready = False
+        self.ready = self.settled = False
         self.app: ChunkApp | None = None
         self.handled: dict[tuple[str, int], int] = {}
         self.items_reader: BroadcastReader
@@ -118,6 +118,7 @@ class Worker:
             commit_interval_seconds=settings.kafka_commit_interval_seconds,
             on_assigned=self._assigned,
             on_revoked=self._revoked,
+            commit_note=lambda topic: parts.incarnation.get(topic, ""),
             on_failure=self._fail,
         )
         add_chunk_agent(app, [parts.names.events, parts.names.requests], self._events)
@@ -130,6 +131,9 @@ class Worker:
         if chunk.first_offset <= self.handled.get(place, -1):
             # Offsets went back: either records are delivered again or the topic is another one under the same name.
             await self._check_incarnations()
+        if not self.settled:
+            await self.parts.catalogue_feed.settled()
+            self.settled = True
         await self.parts.road.handle(chunk)
         self.handled[place] = chunk.last_offset
 

@@ -237,7 +237,9 @@ class Container:
             )
         self.partition_counts.update(report.partitions)
         self.incarnation.update(
-            await topic_ids(self.connection, [self.names.events, self.names.requests, self.names.item_stats])
+            await topic_ids(
+                self.connection, [self.names.events, self.names.requests, self.names.items, self.names.item_stats]
+            )
         )
 
     async def close(self) -> None:

@@ -103,6 +103,12 @@ class Catalogue:
         self.available[at] = item.available
         return at
 
+    def newest(self, length: int) -> npt.NDArray[np.int32]:
+        """Indices of available declared items, the latest numbered first."""
+        known = len(self.ids)
+        found = np.flatnonzero(self.declared[:known] & self.available[:known])
+        return found[: -length - 1 : -1].astype(np.int32)
+
     def remove(self, item_id: str) -> None:
         at = self.intern(item_id)
         self.removed[at] = True

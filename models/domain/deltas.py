@@ -1,8 +1,8 @@
 """How workers share item statistics: deltas over contiguous offsets, and the ledger that applies each exactly once.
 
-A delta says what the records [from, to) of one log partition added, touch by touch with its offset. A reader counts of each
-delta what lies above its own high water for that partition, so that deltas may overlap and nothing has to be sent again.
-Pure: reading and writing the topic is the caller's.
+A delta says what the records [from, to) of one log partition added, touch by touch with its offset. A reader counts of
+each delta what lies above its own high water for that partition, so that deltas may overlap and nothing has to be sent
+again. Pure: reading and writing the topic is the caller's.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SNAPSHOT_VERSION = 1
 
 
 class Delta(msgspec.Struct, frozen=True, kw_only=True):
-    """What one micro-batch added. Touches refer to `items` by place; `recent` is the user's latest items before each."""
+    """What one micro-batch added. Touches refer to `items` by place; `recent` is what the user had before each."""
 
     source: str
     """Log partition: topic, incarnation, partition."""
@@ -128,8 +128,8 @@ class Ledger:
     def read(self, delta: Delta) -> None:
         """Take the next delta of the log: count what of it this worker lacks.
 
-        Deltas of one source may overlap where ownership changed (a zombie writes on, an heir plays the same records): each
-        record is counted from the first delta that holds it, since touches carry their offsets.
+        Deltas of one source may overlap where ownership changed (a zombie writes on, an heir plays the same records):
+        each record is counted from the first delta that holds it, since touches carry their offsets.
         """
         if delta.worker != self.worker:
             self._apply(delta)

@@ -1,7 +1,7 @@
 """Candidate sources and ranking features of one list, as compiled passes over the streamed statistics.
 
-Owns which candidates are proposed and what the ranker sees of each; knows item indices only. A list is proposed and described
-in one go because co-visitation serves both: it is summed once.
+Owns which candidates are proposed and what the ranker sees of each; knows item indices only. A list is proposed and
+described in one go because co-visitation serves both: it is summed once.
 """
 
 from __future__ import annotations
@@ -29,13 +29,18 @@ SOURCES: tuple[str, ...] = (
     "popular_10000_events",
     "new_and_rising",
     "latest",
+    "catalogue",
 )
-SOURCE_COUNT = len(SOURCES)
+# The sources that take turns; the last one only fills a list that would otherwise be short.
+SOURCE_COUNT = len(SOURCES) - 1
+CATALOGUE = SOURCES.index("catalogue")
+# Candidates below which the catalogue itself is asked: a list's length, so that what nobody chose displaces nothing.
+FEW_CANDIDATES = 10
 # Places of the co-visitation source that can be reached.
 COVISITED = 96
 COVISITATION = SOURCES.index("covisitation")
-# A log-linear ranker's first ten hardly ever stand deeper by every source: 200 gave films .1141 and articles .5222 nDCG@10,
-# 120 .1146 and .5207, for two thirds of the time.
+# A log-linear ranker's first ten hardly ever stand deeper by every source: 200 gave films .1141 and articles .5222
+# nDCG@10, 120 .1146 and .5207, for two thirds of the time.
 CANDIDATES = 128
 
 FEATURES: tuple[str, ...] = (
@@ -59,10 +64,11 @@ _COUNTS_AT = FEATURES.index(COUNT_NAMES[0])
 _AFTER_COUNTS = _COUNTS_AT + len(COUNT_NAMES)
 _BY_EVENTS = np.array([clock == "events" for _, clock, *_ in COUNTS])
 _HALF_LIVES = np.array([half_life for _, _, half_life, _ in COUNTS])
-# Latest items that co-visitation is summed over: with decay .8 the thirteenth weighs 5%; twenty were no better (films .1141,
-# twelve .1142 nDCG@10) and cost a third more.
+# Latest items that co-visitation is summed over: with decay .8 the thirteenth weighs 5%; twenty were no better (films
+# .1141, twelve .1142 nDCG@10) and cost a third more.
 QUERY_WINDOW = 12
-# A list is explained by one of the latest five items: an older one rarely carries it, and every item asked costs a comparison.
+# A list is explained by one of the latest five items: an older one rarely carries it, and every item asked costs a
+# comparison.
 REASON_WINDOW = 5
 _LN2 = np.log(2.0)
 # exp(-6): a decayed count below 1/400 says "not lately", however much below.
@@ -86,6 +92,8 @@ class Query(NamedTuple):
     """float32[L], events the user has had."""
     encoder_top: npt.NDArray[np.int32]
     """int32[L, E], the vector index's proposals, best first, -1 padded."""
+    newest: npt.NDArray[np.int32]
+    """int32[*], items of the catalogue, the latest declared first: what is left to propose where nobody did anything yet."""
     excluded_from: npt.NDArray[np.int64]
     """int64[L], where the user's excluded items start in `excluded`."""
     excluded_to: npt.NDArray[np.int64]
@@ -295,6 +303,16 @@ def describe_list(arrays, scratch, vectors, available, query, lists, row):  # ty
                     lists.because[row, size] = because[item]
                     size += 1
                 break
+    for m in range(query.newest.shape[0]):
+        if size >= FEW_CANDIDATES:
+            break
+        item = query.newest[m]
+        if excluded[item] != stamp and available[item] and scratch.listed[item] != stamp:
+            scratch.listed[item] = stamp
+            lists.item[row, size] = item
+            lists.source[row, size] = CATALOGUE
+            lists.because[row, size] = because[item]
+            size += 1
     lists.size[row] = size
 
     # features
@@ -313,7 +331,7 @@ def describe_list(arrays, scratch, vectors, available, query, lists, row):  # ty
     total = np.float32(0.0)
     for k in range(size):
         total += np.exp(np.float32(8.0) * (lists.features[row, k, 0] - top_score))
-    log_total = np.log(max(total, 1e-9))
+    log_total = np.log(max(total, 1e-9))  # type: ignore[call-overload]  # numba's max has one type
     sum_80, sum_95 = np.float32(1e-9), np.float32(1e-9)
     for k in range(size):
         item = lists.item[row, k]

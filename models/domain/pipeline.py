@@ -1,13 +1,15 @@
 """From events to lists: the one road that the worker and the backtest share.
 
-`Pipeline.run` takes records in log order with the users' states and gives new states, lists, statistics and online scores. It
-reads no clock and does no I/O. Statistics and adaptive weights are the pipeline's own and change as it runs; states are copied.
+`Pipeline.run` takes records in log order with the users' states and gives new states, lists, statistics and online
+scores. It reads no clock and does no I/O. Statistics and adaptive weights are the pipeline's own and change as it runs;
+states are copied.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import pairwise
 from typing import Protocol
 
 import msgspec
@@ -26,8 +28,8 @@ from models.domain.state import UserState
 from models.domain.statistics import Statistics
 from models.domain.waves import log2_gap
 
-# Events played per compiled call: large enough that numpy's and ONNX Runtime's fixed costs vanish, small enough that the
-# features of its lists (11 KB each) stay in cache.
+# Events played per compiled call: large enough that numpy's and ONNX Runtime's fixed costs vanish, small enough that
+# the features of its lists (11 KB each) stay in cache.
 SLICE = 128
 # Items the vector index proposes: eight sources in turn reach a depth of some twenty before 128 candidates are found.
 NEAREST = 32
@@ -145,7 +147,7 @@ class Pipeline:
             kind=np.array([[self.kind_index(r.kind) for r in history]], np.int64),
             strength=np.array([[self.options.strength(r.kind, r.value) for r in history]], np.float32),
             value=np.array([[r.value or 0.0 for r in history]], np.float32),
-            log2_gap=np.array([[log2_gap(a, b) for a, b in zip(times, times[1:], strict=False)]], np.float32),
+            log2_gap=np.array([[log2_gap(a, b) for a, b in pairwise(times)]], np.float32),
         )
         banks, users = self.encoder.sequence(state.banks[None], inputs, np.ones((1, len(history)), np.bool_))
         state.banks, state.user = banks[0], users[0]

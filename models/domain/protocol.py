@@ -1,7 +1,7 @@
 """Replaying a log through the pipeline under an evaluation protocol, without Kafka.
 
-P2 scores before every event and then updates everything; P1 freezes statistics and weights at 80% and lets only the user's state
-follow; P1 strict asks with nothing but strictly earlier time stamps in the user's state.
+P2 scores before every event and then updates everything; P1 freezes statistics and weights at 80% and lets only the
+user's state follow; P1 strict asks with nothing but strictly earlier time stamps in the user's state.
 Source: research/ranker-and-protocol.md, section 4.
 """
 
@@ -114,11 +114,13 @@ class _Player:
         return dict(zip(texts, self.encode_texts(texts), strict=True))
 
 
-def _strict(player: _Player, events: Sequence[Event], start: int, progress: Callable[[int], None]) -> Iterator[ScoredEvent]:
+def _strict(
+    player: _Player, events: Sequence[Event], start: int, progress: Callable[[int], None]
+) -> Iterator[ScoredEvent]:
     """An event enters its user's state only when a later stamp of that user arrives."""
     waiting: dict[str, list[Event]] = {}
     catalogue = player.pipeline.catalogue
-    touched = {user: {r for r in state.seen} for user, state in player.states.items()}
+    touched = {user: set(state.seen) for user, state in player.states.items()}
     for at, event in enumerate(events[start:], start):
         user = str(event.user_id)
         held = waiting.setdefault(user, [])

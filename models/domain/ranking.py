@@ -1,7 +1,7 @@
 """Playing a slice of events over the statistics, in order: ask, learn, count, publish. Also picks the places of a list.
 
-Everything compiled works event by event, so that a batch of n gives to the bit what n batches of one give. The ranker's own
-network runs after it, over all lists of the slice at once.
+Everything compiled works event by event, so that a batch of n gives to the bit what n batches of one give. The ranker's
+own network runs after it, over all lists of the slice at once.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from models.domain.statistics import touch_one
 
 # Adagrad step: chosen on the validation parts of films and articles (see models/README.md).
 LEARNING_RATE = 0.1
-# A log-linear ranker that has seen nothing: co-visitation first, then what is popular now. It is left within some hundred events.
+# A log-linear ranker that has seen nothing: co-visitation first, then what is popular now. It is left within some
+# hundred events.
 BOOTSTRAP_WEIGHTS: dict[str, float] = {
     "encoder_softmax": 0.1,
     "covisit_80": 0.4,

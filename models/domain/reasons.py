@@ -28,6 +28,7 @@ _BY_SOURCE = {
     "popular_10000_events": "popular with everybody",
     "new_and_rising": "new and rising",
     "latest": "somebody just chose it",
+    "catalogue": "new in the catalogue",
 }
 
 

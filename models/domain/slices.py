@@ -33,6 +33,8 @@ SEARCH_STRENGTH = 1.0
 HIDE_STRENGTH = -2.0
 # "Strong" feedback is four stars of five, or a kind that says more than a click.
 STRONG_LIKING = 0.6
+# Items of the catalogue that may fill a short list; a user who has seen all of them is served by the other sources.
+NEWEST = 256
 _ASK_SCALE = float(2**63)
 
 
@@ -121,7 +123,7 @@ class Slice:
         for at, row in enumerate(self.rows):
             vector = (after if row.after else before)[row.position]
             users[at] = vector
-            # A list asked just before an event has the vector and the exclusions of the one published last: search once.
+            # A list asked just before an event has the vector and exclusions of the one published last: search once.
             self.searched.append(known.setdefault((id(vector), len(row.excluded)), len(known)))
         lists, weights = new_lists(len(self.rows)), np.zeros((len(self.rows), FEATURE_COUNT), np.float32)
         self.pipeline.statistics.reserve(len(self.catalogue), len(self.moments))
@@ -137,7 +139,7 @@ class Slice:
             with stage("rank"):
                 self._write(lists, scores, places)
 
-    # fold ---------------------------------------------------------------------------------------------------------------
+    # fold -------------------------------------------------------------------------------------------------------------
 
     def _one(self, position: int, record: Incoming) -> None:
         event, result = record.event, self.result
@@ -231,7 +233,11 @@ class Slice:
         self.moments.append(_Moment(publish_row=self._publish(position, state, event.event_time_ms)))
 
     def _request(self, position: int, request: Request, state: UserState) -> None:
-        now_ms = request.event_time_ms if request.event_time_ms is not None else max(self.stream_now_ms, state.last_event_ms, 0)
+        now_ms = (
+            request.event_time_ms
+            if request.event_time_ms is not None
+            else max(self.stream_now_ms, state.last_event_ms, 0)
+        )
         text = request.text or None
         self._step(position, state, None, text, "search", SEARCH_STRENGTH if text else 0.0, 0.0, now_ms, keep=False)
         self.moments.append(_Moment(publish_row=self._publish(position, state, now_ms, length=request.k)))
@@ -273,10 +279,16 @@ class Slice:
             )
         )
 
-    # lists --------------------------------------------------------------------------------------------------------------
+    # lists ------------------------------------------------------------------------------------------------------------
 
     def _ask(
-        self, position: int, state: UserState, now_ms: int, recent: list[int], excluded: npt.NDArray[np.int32], history: int
+        self,
+        position: int,
+        state: UserState,
+        now_ms: int,
+        recent: list[int],
+        excluded: npt.NDArray[np.int32],
+        history: int,
     ) -> tuple[int, bool]:
         """Row of the list as it would be just before the record, and whether it has to be made."""
         if self.moments and self.moments[-1].publish_row >= 0:
@@ -295,9 +307,7 @@ class Slice:
         excluded = state.excluded_items(self.catalogue)
         length = self.options.list_length if length is None else length
         self.rows.append(
-            _Row(
-                position, state, True, now_ms, recent, excluded, state.events, length, state.sequence, state.recent
-            )
+            _Row(position, state, True, now_ms, recent, excluded, state.events, length, state.sequence, state.recent)
         )
         self.last_row[state.user_id] = len(self.rows) - 1
         return len(self.rows) - 1
@@ -313,6 +323,7 @@ class Slice:
             recent=_padded([row.recent for row in rows]),
             history=np.array([row.history for row in rows], np.float32),
             encoder_top=self._nearest(users, excluded, starts, ends),
+            newest=self.catalogue.newest(NEWEST),
             excluded_from=starts,
             excluded_to=ends,
             excluded=excluded,

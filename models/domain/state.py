@@ -20,10 +20,11 @@ from models.domain.ports import UserRecord
 F32 = npt.NDArray[np.float32]
 
 STATE_VERSION = 1
-# The newest interactions: enough to refold the slowest bank (.98 per event) to within a third, and one page of `users export`.
+# The newest interactions: enough to refold the slowest bank (.98 per event) to within a third, and one page of `users
+# export`.
 RECENT_LENGTH = 50
-# Items a user is never shown again, exactly, up to this many; beyond it the oldest is forgotten. 4,096 hashes are 32 KiB a
-# user at the worst; the most active of 943 film raters has 737.
+# Items a user is never shown again, exactly, up to this many; beyond it the oldest is forgotten. 4,096 hashes are 32
+# KiB a user at the worst; the most active of 943 film raters has 737.
 SEEN_LENGTH = 4_096
 # A producer retries within seconds: the last 128 events of one user cover it by far.
 EVENT_RING_LENGTH = 128
@@ -50,7 +51,7 @@ class Recent(NamedTuple):
 
 
 class UserState:
-    """One user's folded history. Copied before it is changed, so that a failed batch leaves the cached one as it was."""
+    """One user's folded history. Copied before it is changed, so that a failed batch leaves the cached one alone."""
 
     __slots__ = (
         "applied",
@@ -215,7 +216,7 @@ def pack(state: UserState) -> UserRecord:
         version=STATE_VERSION,
         user_id=state.user_id if state.events or state.last_list or state.forgotten_ms < 0 else "",
         model_version=state.model_version,
-        recent=[tuple(r) for r in state.recent],
+        recent=[(r.item_id, r.kind, r.value, r.event_time_ms) for r in state.recent],
         seen=np.fromiter(state.seen.keys(), np.uint64, len(state.seen)).tobytes(),
         excluded=np.packbits(np.fromiter(state.seen.values(), np.bool_, len(state.seen))).tobytes(),
         ring=list(state.ring),

@@ -1,7 +1,8 @@
-"""Item statistics of the stream: decayed counts, life-cycle, co-visitation. Owns the arrays and how one touch changes them.
+"""Item statistics of the stream: decayed counts, life-cycle, co-visitation; the arrays and how one touch changes them.
 
-Everything here is forward-decayed: a count is kept as log2 of sum 2^(t/half-life), so that the order in which touches arrive
-(partitions, workers) does not matter and nothing has to be aged. Knows item indices only; ids belong to the catalogue.
+Everything here is forward-decayed: a count is kept as log2 of sum 2^(t/half-life), so that the order in which touches
+arrive (partitions, workers) does not matter and nothing has to be aged. Knows item indices only; ids belong to the
+catalogue.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from models.domain.errors import StateError
 
 MS_PER_HOUR = 3_600_000.0
 
-# What a decayed count counts, and the clock it decays by: events (how many touches the stream has seen) or hours of event time.
-# From ten events (what is on everybody's screen right now) to ten thousand (what this catalogue lives on): no single half-life
-# serves both news and films (research/ranker-and-protocol.md).
+# What a decayed count counts, and the clock it decays by: events (how many touches the stream has seen) or hours of
+# event time. From ten events (what is on everybody's screen right now) to ten thousand (what this catalogue lives on):
+# no single half-life serves both news and films (research/ranker-and-protocol.md).
 COUNTS: tuple[tuple[str, str, float, str], ...] = (
     ("count_10_events", "events", 10.0, "all"),
     ("count_100_events", "events", 100.0, "all"),
@@ -35,22 +36,24 @@ _BY_EVENTS = np.array([clock == "events" for _, clock, *_ in COUNTS])
 _HALF_LIVES = np.array([half_life for _, _, half_life, _ in COUNTS])
 _WHAT = np.array([("all", "first", "strong").index(what) for *_, what in COUNTS], np.int64)
 
-# Which orderings are kept as top lists, to propose candidates without a pass over the catalogue. The last one is "latest touch".
+# Which orderings are kept as top lists, to propose candidates without a pass over the catalogue. The last one is
+# "latest touch".
 TOP_LISTS = ("count_10_events", "count_100_events", "count_24_hours", "count_10000_events", "first_20_events")
 _TOP_COUNT = np.array([COUNT_NAMES.index(name) for name in TOP_LISTS], np.int64)
 TOP_LIST_COUNT = len(TOP_LISTS) + 1
-# A user who has seen the whole top of a list needs what is below it: the most active of 943 film raters has seen 737 items.
+# A user who has seen the whole top of a list needs what is below it: the most active of 943 film raters has seen 737
+# items.
 TOP_LIST_LENGTH = 1_024
 
-# How many of a user's latest distinct items an event is paired with, and the decay of the pair's weight by distance (tuned
-# on validation in research/model-study.md, co-visitation: window 20, decay .9).
+# How many of a user's latest distinct items an event is paired with, and the decay of the pair's weight by distance
+# (tuned on validation in research/model-study.md, co-visitation: window 20, decay .9).
 PAIR_WINDOW = 12
 _PAIR_WEIGHTS = (0.9 ** np.arange(PAIR_WINDOW)).astype(np.float32)
 # Directed pairs ("after this, that") look three items back.
 FOLLOW_WINDOW = 3
 _FOLLOW_WEIGHTS = (0.6 ** np.arange(FOLLOW_WINDOW)).astype(np.float32)
-# Neighbours kept an item: bounds memory at 8 KiB an item; 1,682 films lose nothing measurable, and a catalogue of a million
-# items rarely has an item with a thousand real neighbours.
+# Neighbours kept an item: bounds memory at 8 KiB an item; 1,682 films lose nothing measurable, and a catalogue of a
+# million items rarely has an item with a thousand real neighbours.
 MAX_NEIGHBOURS = 512
 _FIRST_ROW = 8
 # Entries of a row compared in one vectorised pass.
@@ -130,7 +133,7 @@ def _log2_add(a: float, b: float) -> float:  # pragma: no cover - compiled
 
 @njit(cache=True)
 def _raise_in_top(keys, members, size, place, item):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
-    """Move `item`, whose key grew, to its place in one top list. Counts only grow, so no other item ever has to move in."""
+    """Move `item`, whose key grew, to its place in one top list. Counts only grow: no other item has to move in."""
     if keys[item] == -np.inf:
         return size  # counted by others of its counts only
     length = members.shape[0]
@@ -252,15 +255,15 @@ def _touch_many(arrays, item, event_time_ms, value, first, strong, recent):  # t
         touch_one(arrays, item[k], event_time_ms[k], value[k], first[k], strong[k], recent[k])
 
 
-# Pool entries one touch can take at the worst: its own row and every partner's row grown to the limit (a row that doubles its
-# way up there takes twice the limit in all).
+# Pool entries one touch can take at the worst: its own row and every partner's row grown to the limit (a row that
+# doubles its way up there takes twice the limit in all).
 _ENTRIES_PER_TOUCH = 2 * (PAIR_WINDOW + 1) * MAX_NEIGHBOURS
 
 
 class Statistics:
     """The statistics of all items, grown as the catalogue grows.
 
-    `update` changes them, everything else only reads. Deterministic: the same touches in the same order give the same bits.
+    `update` changes them, everything else only reads. The same touches in the same order give the same bits.
     """
 
     def __init__(self, capacity: int = 1_024) -> None:
@@ -284,7 +287,7 @@ class Statistics:
             # A row that gains a entries while it doubles takes at most 4 (size + a), or a first row, from the pool.
             needed = min(touches * _ENTRIES_PER_TOUCH, 4 * entries + 2 * (PAIR_WINDOW + 1) * _FIRST_ROW * touches)
             if pool.neighbour.shape[0] - int(pool.used[0]) < needed:
-                self.arrays = self.arrays._replace(**{rows: _compacted(pool, 2 * needed + entries)})
+                self.arrays = _with_rows(self.arrays, rows, _compacted(pool, 2 * needed + entries))
 
     def update(self, touches: Touches) -> None:
         if len(touches.item):
@@ -293,7 +296,8 @@ class Statistics:
 
     def dump(self) -> dict[str, Any]:
         """Everything as named arrays cut to the items in use, for a snapshot; `load` is the inverse."""
-        # An item may stand in pairs without a touch of its own: somebody's earlier one, from before the statistics began.
+        # An item may stand in pairs without a touch of its own: somebody's earlier one, from before the statistics
+        # began.
         in_use = (self.arrays.touches > 0) | (self.arrays.pairs.size > 0) | (self.arrays.follows.size > 0)
         used = int(np.flatnonzero(in_use).max(initial=-1)) + 1
         out: dict[str, Any] = {"items": used}
@@ -335,7 +339,7 @@ class Statistics:
             pool.neighbour[: sizes.sum()] = index[dumped[f"{rows}_neighbour"]]
             pool.weight[: sizes.sum()] = dumped[f"{rows}_weight"]
             pool.used[0] = sizes.sum()
-            self.arrays = self.arrays._replace(**{rows: pool})
+            self.arrays = _with_rows(self.arrays, rows, pool)
         for t in range(TOP_LIST_COUNT):
             keys = self.arrays.touched_at if t == len(TOP_LISTS) else self.arrays.log_count[:, _TOP_COUNT[t]]
             known = np.flatnonzero(keys > (-1.0 if t == len(TOP_LISTS) else -np.inf))
@@ -393,6 +397,10 @@ def _empty(items: int) -> StatisticsArrays:
         pairs=_empty_rows(items, 4_096),
         follows=_empty_rows(items, 4_096),
     )
+
+
+def _with_rows(arrays: StatisticsArrays, name: str, rows: Rows) -> StatisticsArrays:
+    return arrays._replace(pairs=rows) if name == "pairs" else arrays._replace(follows=rows)
 
 
 def _grown(old: StatisticsArrays, items: int) -> StatisticsArrays:

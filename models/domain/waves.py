@@ -70,8 +70,8 @@ def encode(encoder: UserEncoder, steps: Sequence[Step]) -> tuple[dict[int, F32],
         banks, users = encoder.step(np.stack([s.state.banks for s in wave]), inputs)
         for row, step in enumerate(wave):
             before[step.position] = step.state.user
-            after[step.position] = users[row]
+            # Copies: a row would keep the whole wave alive for as long as one of its users is cached.
+            after[step.position] = user = users[row].copy()
             if step.keep:
-                # Copies: a row would keep the whole wave alive for as long as one of its users is cached.
-                step.state.banks, step.state.user = banks[row].copy(), users[row].copy()
+                step.state.banks, step.state.user = banks[row].copy(), user
     return before, after

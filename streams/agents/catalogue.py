@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,6 +23,9 @@ log = logging.getLogger(__name__)
 # index is asked this often while a vector is missing, and at once when this worker has written one.
 POLL_SECONDS = 0.1
 PAGE = 256
+# An event on an item without its vector moves nobody's vector, so the first events after a start wait while the texts of a
+# new catalogue are encoded: 30 s is some ten thousand titles. On a restart all vectors are there.
+SETTLE_SECONDS = 30.0
 
 
 class CatalogueFeed:
@@ -47,6 +51,12 @@ class CatalogueFeed:
     def look(self) -> None:
         """Vectors were written: ask the index now."""
         self._look.set()
+
+    async def settled(self) -> None:
+        """Returns when no vector is missing, or when the owners of the texts have had their time."""
+        deadline = time.monotonic() + SETTLE_SECONDS
+        while self._waiting and time.monotonic() < deadline:
+            await asyncio.sleep(POLL_SECONDS)
 
     async def apply(self, records: Sequence[Any]) -> None:
         async with self._lock:

@@ -108,7 +108,7 @@ async def _demo(
     settings: Settings, bundle: Path, films: MovieLens, rate: float, stay: bool, json_out: Path | None
 ) -> dict[str, Any]:
     from streams.demo.stand import Stand
-    from streams.demo.view import View, summary_lines, summary_table
+    from streams.demo.view import View, list_table, summary_lines, summary_table
     from streams.demo.watch import Replay, Watcher
     from streams.kafka.publisher import Publisher
 
@@ -140,8 +140,6 @@ async def _demo(
         for line in summary_lines(figures):
             view.say(line)
         if watcher.newest is not None:
-            from streams.demo.view import list_table
-
             view.say(f"\nthe last list of user {followed} (list {watcher.newest.sequence}):")
             view.console.print(list_table(watcher.newest, view.titles, len(watcher.newest.items)))
         view.say("\nnext:")

@@ -104,10 +104,10 @@ def _quality_row(name: str, quality: Quality) -> tuple[str, str, str]:
 
 
 def list_table(made: Recommendation, titles: Mapping[str, str], count: int) -> Table:
-    table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_column(justify="right", style="dim", min_width=2)
+    table = Table.grid(padding=(0, 2), expand=True)
+    table.add_column(justify="right", style="dim", width=2)
     table.add_column(overflow="ellipsis", no_wrap=True, ratio=2)
-    table.add_column(style="dim", no_wrap=True, min_width=11)
+    table.add_column(style="dim", no_wrap=True, width=12)
     table.add_column(style="dim", overflow="ellipsis", no_wrap=True, ratio=3)
     for item in made.items[:count]:
         title = titles.get(item.item_id, item.item_id)
@@ -123,14 +123,9 @@ def summary_table(figures: Mapping[str, Any]) -> Table:
         box=box.SIMPLE_HEAD,
         pad_edge=False,
     )
-    for name, justify in (
-        ("", "left"),
-        ("nDCG@10", "right"),
-        ("HR@10", "right"),
-        ("last fifth", "right"),
-        ("", "right"),
-    ):
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    table.add_column()
+    for name in ("nDCG@10", "HR@10", "last fifth: nDCG@10", "HR@10"):
+        table.add_column(name, justify="right")
     last = figures["last_fifth"]
     for title, prefix in (
         ("list asked at that moment", ""),

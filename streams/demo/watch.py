@@ -33,7 +33,9 @@ PUBLISH_BATCH = 128
 TICK_SECONDS = 0.005
 # Pauses of the whole machine are caught up with at the rate, not with one burst.
 BURST_SECONDS = 0.05
-FETCH_WAIT_MS = 50
+# The embedded broker answers a fetch that found nothing only when this time is over, so half of it is added to every
+# latency (measured: 14 ms with 50, 5 ms with 20); Apache Kafka answers at once.
+FETCH_WAIT_MS = 10
 # No answer for that long, with events waiting, means that something is broken.
 SILENCE_SECONDS = 60.0
 # How far back the live figures look.

@@ -121,6 +121,7 @@ def build_app(
     stop_grace_seconds: float = 2.0,
     on_assigned: PartitionsCallback | None = None,
     on_revoked: PartitionsCallback | None = None,
+    commit_note: Callable[[str], str] = lambda topic: "",
     on_failure: FailureCallback | None = None,
 ) -> ChunkApp:
     """Make the app; add agents with `add_chunk_agent`, then `run` it once. Call it where the event loop runs.
@@ -134,6 +135,8 @@ def build_app(
         stop_grace_seconds: how long a chunk that an agent works on may take to end after a stop.
         on_assigned: awaited before any chunk of these partitions is handed out. Heartbeats rest meanwhile: be done well
             within a session timeout. An error crashes the app.
+        commit_note: of a topic: what is committed beside its offsets, its incarnation; offsets with another note, other
+            than an empty one, are passed over and the partition is read from its beginning.
         on_revoked: awaited after the chunk in work has ended (waited for at most half a session timeout) and what is
             acknowledged is committed. Every rebalance first revokes all partitions.
         on_failure: called with what a handler raised; it should have the worker stopped. Without it the app crashes.
@@ -151,6 +154,7 @@ def build_app(
         stop_grace_seconds=stop_grace_seconds,
         on_assigned=on_assigned,
         on_revoked=on_revoked,
+        commit_note=commit_note,
     )
     app = ChunkApp(config, on_failure)
     app.finalize()

@@ -66,6 +66,7 @@ class ChunkConsumerConfig:
     stop_grace_seconds: float
     on_assigned: PartitionsCallback | None
     on_revoked: PartitionsCallback | None
+    commit_note: Callable[[str], str]
 
 
 class _RebalanceListener(ConsumerRebalanceListener):
@@ -318,7 +319,10 @@ class ChunkConsumer(Consumer):
         if client._coordinator is None or client._coordinator.generation < 0:
             return False  # out of the group: a commit without a generation could overwrite another member's
         ledgers = {tp: self._ledgers[tp] for tp in offsets}
-        request = {TopicPartition(*tp): OffsetAndMetadata(offset, "") for tp, offset in offsets.items()}
+        request = {
+            TopicPartition(*tp): OffsetAndMetadata(offset, self.config.commit_note(tp.topic))
+            for tp, offset in offsets.items()
+        }
         try:
             await asyncio.wait_for(client.commit(request), self.config.session_timeout_seconds)
         except TimeoutError:
@@ -369,8 +373,21 @@ class ChunkConsumer(Consumer):
         generation = self.app.consumer_generation_id = self._last_generation
         self._ledgers = {tp: PartitionLedger(generation, monotonic()) for tp in sorted(assigned)}
         await self._call_hook(self.config.on_assigned, assigned)
+        await self._leave_foreign_commits(assigned)
         await super().on_partitions_assigned(assigned, generation)
         self._wake_up()
+
+    async def _leave_foreign_commits(self, assigned: set[TP]) -> None:
+        """Read from the beginning where the committed offset is noted to be of another topic under the same name.
+
+        A commit on its way while a topic is deleted and made anew is tried again until the new one takes it.
+        """
+        client = self._client()
+        committed = await client._coordinator.fetch_committed_offsets([TopicPartition(*tp) for tp in assigned])
+        foreign = [tp for tp, at in committed.items() if at.metadata not in ("", self.config.commit_note(tp.topic))]
+        for partition, beginning in (await client.beginning_offsets(foreign) if foreign else {}).items():
+            self.log.warning("%s was made anew since its offset was committed: read from its beginning", partition)
+            client.seek(partition, beginning)
 
     async def _call_hook(self, hook: PartitionsCallback | None, partitions: set[TP]) -> None:
         # aiokafka logs what a listener raises and goes on, as if the hook had done its work.

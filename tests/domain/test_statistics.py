@@ -84,6 +84,7 @@ def described(statistics: Statistics, recent: Sequence[int], items: int) -> tupl
         recent=row,
         history=np.array([3.0], np.float32),
         encoder_top=np.full((1, 4), -1, np.int32),
+        newest=np.empty(0, np.int32),
         excluded_from=np.zeros(1, np.int64),
         excluded_to=np.zeros(1, np.int64),
         excluded=np.zeros(0, np.int32),

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -57,18 +58,30 @@ def run(data_dir: Path, *arguments: str, **environment: str) -> tuple[int, str]:
     try:
         out, _ = process.communicate(timeout=DEADLINE_SECONDS)
     finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
+        end(process)
     return process.returncode, out
 
 
+def end(process: subprocess.Popen[str]) -> None:
+    """Asked first: a demo that is killed cannot end its broker and worker."""
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
 def left_over(data_dir: Path) -> list[str]:
-    """Command lines of processes that were started for runs in this directory."""
+    """Command lines of processes that were started for runs in this directory, told by the files they hold open."""
     found = []
-    for process in psutil.process_iter(["cmdline", "cwd"]):
-        if str(data_dir) in f"{process.info['cwd']} {process.info['cmdline']}":
-            found.append(" ".join(process.info["cmdline"] or []))
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            command = process.cmdline()
+            held = [process.cwd(), *command, *(each.path for each in process.open_files())]
+            if any(str(data_dir) in name for name in held):
+                found.append(" ".join(command))
     return found
 
 
@@ -144,9 +157,7 @@ def test_a_signal_in_the_middle_ends_the_demo_and_leaves_no_process(data_dir: Pa
         process.send_signal(number)
         out, _ = process.communicate(timeout=30)
     finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
+        end(process)
     assert process.returncode == 130, out
     assert "Traceback" not in out
     assert not left_over(data_dir)
