@@ -1,1 +1,1 @@
-"""Everything that decides what is recommended: the pure domain, the encoders that serve it, the learning that improves it."""
+"""Everything that decides what is recommended: the pure domain and the encoders that serve it."""

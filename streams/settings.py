@@ -217,7 +217,7 @@ class Settings(BaseSettings):
         le=1,
     )
 
-    chunk_size: int = _setting(256, "Worker", "Largest number of events processed together.", ge=1, le=10_000)
+    chunk_size: int = _setting(512, "Worker", "Largest number of events processed together.", ge=1, le=10_000)
     user_cache_size: int = _setting(50_000, "Worker", "User states kept in memory.", ge=0, le=10_000_000)
     partition_stall_seconds: float = _setting(
         60, "Worker", "A partition with events waiting and no progress for that long ends the worker.", ge=1

@@ -37,7 +37,7 @@ CATALOGUE = SOURCES.index("catalogue")
 # Candidates below which the catalogue itself is asked: a list's length, so that what nobody chose displaces nothing.
 FEW_CANDIDATES = 10
 # Places of the co-visitation source that can be reached.
-COVISITED = 96
+COVISITED = 48
 COVISITATION = SOURCES.index("covisitation")
 # A log-linear ranker's first ten hardly ever stand deeper by every source: 200 gave films .1141 and articles .5222
 # nDCG@10, 120 .1146 and .5207, for two thirds of the time.
@@ -73,6 +73,8 @@ REASON_WINDOW = 5
 _LN2 = np.log(2.0)
 # exp(-6): a decayed count below 1/400 says "not lately", however much below.
 _COUNT_FLOOR = -6.0
+# exp(14), a million at once: an event of long before the item's latest would see counts that are still to come.
+_COUNT_CEILING = 14.0
 # A share of the co-visitation mass below 1/10,000 says nothing; features start from zero there.
 _SHARE_FLOOR = np.float32(1e-4)
 _LOG_SHARE_FLOOR = np.float32(np.log(1e-4))
@@ -93,7 +95,7 @@ class Query(NamedTuple):
     encoder_top: npt.NDArray[np.int32]
     """int32[L, E], the vector index's proposals, best first, -1 padded."""
     newest: npt.NDArray[np.int32]
-    """int32[*], items of the catalogue, the latest declared first: what is left to propose where nobody did anything yet."""
+    """int32[*], items of the catalogue, the latest declared first: proposed where nobody did anything yet."""
     excluded_from: npt.NDArray[np.int64]
     """int64[L], where the user's excluded items start in `excluded`."""
     excluded_to: npt.NDArray[np.int64]
@@ -351,7 +353,8 @@ def describe_list(arrays, scratch, vectors, available, query, lists, row):  # ty
             f[4] = np.log(follow[item] + _FOLLOW_FLOOR) - _LOG_FOLLOW_FLOOR
         for c in range(_BY_EVENTS.shape[0]):
             at = clock if _BY_EVENTS[c] else hours
-            f[_COUNTS_AT + c] = max((arrays.log_count[item, c] - at / _HALF_LIVES[c]) * _LN2, _COUNT_FLOOR)
+            level = (arrays.log_count[item, c] - at / _HALF_LIVES[c]) * _LN2
+            f[_COUNTS_AT + c] = min(max(level, _COUNT_FLOOR), _COUNT_CEILING)
         touches = np.log(np.float32(1.0 + arrays.touches[item]))
         f[_AFTER_COUNTS] = touches
         if arrays.touches[item] > 0.0:

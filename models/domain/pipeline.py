@@ -30,7 +30,7 @@ from models.domain.waves import log2_gap
 
 # Events played per compiled call: large enough that numpy's and ONNX Runtime's fixed costs vanish, small enough that
 # the features of its lists (11 KB each) stay in cache.
-SLICE = 128
+SLICE = 256
 # Items the vector index proposes: eight sources in turn reach a depth of some twenty before 128 candidates are found.
 NEAREST = 32
 

@@ -1,7 +1,7 @@
-"""The ports of the domain: what it needs from encoders and stores. Implementations live in `models/encoders` and `streams/stores`.
+"""The ports of the domain: what it needs from encoders and stores, implemented in `models/encoders`, `streams/stores`.
 
-Axes: B batch, K candidates or results, D item and user vector (the last dimension is the item bias; 1 on the user's side,
-so that retrieval is a plain inner product), S flattened user state, E text embedding, T history, F ranking features.
+Axes: B batch, K candidates or results, D item and user vector (the last dimension is the item bias; 1 on the user's
+side, so that retrieval is an inner product), S flattened user state, E text embedding, T history, F ranking features.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ class UserStore(Protocol):
         ...
 
     async def save_many(self, records: Sequence[UserRecord]) -> None:
-        """Write each record unless the store holds that user with an equal or larger `revision` (a zombie's late write)."""
+        """Write each record unless the store holds that user with an equal or larger `revision` (a zombie is late)."""
         ...
 
     def scan(self, batch_size: int = 256) -> AsyncIterator[UserRecord]: ...
@@ -196,7 +196,7 @@ class Stores(Protocol):
     """
 
     async def users(self, *, state_size: int, dimension: int, generation: str | None = None) -> UserStore:
-        """The live generation (made as `0` at first), or the named one. Raises: UserStoreError when the sizes do not fit."""
+        """The live generation (made as `0` at first), or the named one. Raises: UserStoreError where sizes misfit."""
         ...
 
     async def user_generation(self) -> str: ...

@@ -14,7 +14,7 @@ import numpy as np
 
 from models.domain.batch import Incoming
 from models.domain.evaluation import hit, interval_by_user, ndcg
-from models.domain.events import MAX_LIST_LENGTH, Event, Interaction, Recommendation, Request
+from models.domain.events import MAX_LIST_LENGTH, Event, Interaction, Recommendation, Request, encoded_text
 from models.domain.pipeline import Pipeline
 from models.domain.ports import F32
 from models.domain.state import UserState
@@ -108,7 +108,7 @@ class _Player:
         return tuple(item.item_id for item in made.items)
 
     def _texts(self, events: Sequence[Event]) -> Mapping[str, F32]:
-        texts = list(dict.fromkeys(t for event in events if (t := getattr(event, "text", None))))
+        texts = list(dict.fromkeys(t for event in events if (t := encoded_text(event))))
         if not texts or self.encode_texts is None:
             return {}
         return dict(zip(texts, self.encode_texts(texts), strict=True))

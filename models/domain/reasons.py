@@ -38,8 +38,6 @@ def short_title(title: str) -> str:
 
 def because_of(title: str, kind: str, value: float | None) -> str:
     """A reason owed to one earlier interaction: "because you rated Heat (1995) 5"."""
-    if kind == "hide":
-        return _BY_SOURCE["covisitation"]
     words = f"because you {_VERBS.get(kind, 'chose')} {short_title(title)}"
     return words if value is None or kind not in ("rating", "review") else f"{words} {value:g}"
 

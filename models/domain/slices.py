@@ -14,7 +14,17 @@ import numpy.typing as npt
 
 from models.domain import ranking, waves
 from models.domain.batch import FOLDED, REPLAYED, BatchResult, Incoming, PipelineOptions, Published, Score
-from models.domain.events import Event, Forget, Hide, Interaction, Recommendation, RecommendedItem, Request, Search
+from models.domain.events import (
+    Event,
+    Forget,
+    Hide,
+    Interaction,
+    Recommendation,
+    RecommendedItem,
+    Request,
+    Search,
+    encoded_text,
+)
 from models.domain.features import CANDIDATES, COVISITATION, FEATURE_COUNT, SOURCES, Lists, Query, new_lists
 from models.domain.gate import admit
 from models.domain.ports import F32
@@ -170,7 +180,9 @@ class Slice:
         elif isinstance(event, Hide):
             self._hide(position, event, state)
         elif isinstance(event, Search):
-            self._step(position, state, None, event.text, event.type, SEARCH_STRENGTH, 0.0, event.event_time_ms)
+            self._step(
+                position, state, None, encoded_text(event), event.type, SEARCH_STRENGTH, 0.0, event.event_time_ms
+            )
             self._settle(state, event.event_time_ms)
             self.moments.append(_Moment(publish_row=self._publish(position, state, event.event_time_ms)))
         elif isinstance(event, Forget):
@@ -197,7 +209,7 @@ class Slice:
             position,
             state,
             catalogue.vectors[item] if catalogue.has_vector[item] else None,
-            event.text,
+            encoded_text(event),
             kind,
             options.strength(kind, value),
             value or 0.0,
@@ -238,7 +250,7 @@ class Slice:
             if request.event_time_ms is not None
             else max(self.stream_now_ms, state.last_event_ms, 0)
         )
-        text = request.text or None
+        text = encoded_text(request)
         self._step(position, state, None, text, "search", SEARCH_STRENGTH if text else 0.0, 0.0, now_ms, keep=False)
         self.moments.append(_Moment(publish_row=self._publish(position, state, now_ms, length=request.k)))
 

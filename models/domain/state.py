@@ -151,11 +151,19 @@ class UserState:
         return self.excluded[: self.excluded_size]
 
     def recent_items(self, catalogue: Catalogue, length: int) -> list[int]:
-        """Indices of the latest distinct items, latest first. Never changed in place."""
+        """Indices of the latest distinct items, latest first. Never changed in place.
+
+        Args:
+            length: how many at most; the same at every call, since the answer is kept.
+        """
         if self.recent_index is None:
-            ids = dict.fromkeys([r.item_id for r in reversed(self.recent)])
-            self.recent_index = [catalogue.intern(item_id) for item_id in ids]
-        return self.recent_index[:length]
+            found: dict[int, None] = {}
+            for recent in reversed(self.recent):
+                found[catalogue.intern(recent.item_id)] = None
+                if len(found) == length:
+                    break
+            self.recent_index = list(found)
+        return self.recent_index
 
     def remember_interaction(self, recent: Recent) -> None:
         # A new list: lists under way still look at the old one.

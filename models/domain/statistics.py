@@ -56,8 +56,9 @@ _FOLLOW_WEIGHTS = (0.6 ** np.arange(FOLLOW_WINDOW)).astype(np.float32)
 # million items rarely has an item with a thousand real neighbours.
 MAX_NEIGHBOURS = 512
 _FIRST_ROW = 8
-# Entries of a row compared in one vectorised pass.
-_FIND_BLOCK = 128
+# A full row gives up the weakest of this many entries spread over it, others each time: the weakest of all would cost a
+# pass over the row for every new pair.
+_EVICTION_LOOK = 16
 
 
 class Touches(NamedTuple):
@@ -164,17 +165,14 @@ def _raise_in_top(keys, members, size, place, item):  # type: ignore[no-untyped-
 @njit(cache=True)
 def _find(neighbour, start, size, other):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
     found, other = np.int32(-1), np.int32(other)
-    for block in range(start, start + size, _FIND_BLOCK):
-        row = neighbour[block : min(block + _FIND_BLOCK, start + size)]
-        for k in range(row.shape[0]):  # no early exit: the loop is vectorised, and five times as fast as one that stops
-            found = max(found, np.int32(k) if row[k] == other else np.int32(-1))
-        if found >= 0:
-            return np.int32(block - start) + found
+    row = neighbour[start : start + size]
+    for k in range(row.shape[0]):  # no early exit: the loop is vectorised, and five times as fast as one that stops
+        found = max(found, np.int32(k) if row[k] == other else np.int32(-1))
     return found
 
 
 @njit(cache=True)
-def _add_pair(rows, item, other, weight):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
+def _add_pair(rows, item, other, weight, clock):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
     start, size = rows.start[item], rows.size[item]
     found = _find(rows.neighbour, start, np.int64(size), other)
     if found >= 0:
@@ -198,10 +196,12 @@ def _add_pair(rows, item, other, weight):  # type: ignore[no-untyped-def]  # pra
         rows.capacity[item] = grown
         rows.size[item] = size + 1
         return
-    weakest = start
-    for k in range(start + 1, start + size):
-        if rows.weight[k] < rows.weight[weakest]:
-            weakest = k
+    first, stride = (np.int64(clock) * 7919) % size, size // _EVICTION_LOOK
+    weakest = start + first
+    for k in range(1, _EVICTION_LOOK):
+        at = start + (first + k * stride) % size
+        if rows.weight[at] < rows.weight[weakest]:
+            weakest = at
     rows.neighbour[weakest] = other
     rows.weight[weakest] = weight
 
@@ -238,13 +238,13 @@ def touch_one(arrays, item, event_time_ms, value, first, strong, recent):  # typ
             if other == item:
                 continue
             weight = _PAIR_WEIGHTS[age]
-            _add_pair(arrays.pairs, item, other, weight)
-            _add_pair(arrays.pairs, other, item, weight)
+            _add_pair(arrays.pairs, item, other, weight, clock)
+            _add_pair(arrays.pairs, other, item, weight, clock)
             arrays.pairs.total[item] += weight
             arrays.pairs.total[other] += weight
             arrays.pairs.inverse_root[other] = 1.0 / (1.0 + np.sqrt(arrays.pairs.total[other]))
             if age < FOLLOW_WINDOW:
-                _add_pair(arrays.follows, other, item, _FOLLOW_WEIGHTS[age])
+                _add_pair(arrays.follows, other, item, _FOLLOW_WEIGHTS[age], clock)
                 arrays.follows.total[other] += _FOLLOW_WEIGHTS[age]
         arrays.pairs.inverse_root[item] = 1.0 / (1.0 + np.sqrt(arrays.pairs.total[item]))
 

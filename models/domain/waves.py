@@ -50,24 +50,28 @@ def encode(encoder: UserEncoder, steps: Sequence[Step]) -> tuple[dict[int, F32],
         if at == len(waves):
             waves.append([])
         waves[at].append(step)
-    dimension, text_dimension = encoder.dimension, encoder.text_dimension
+    # One array a field over all steps, wave by wave: a wave of one user's burst is a single row, and cheap only so.
+    ordered = [step for wave in waves for step in wave]
+    item = np.zeros((len(ordered), encoder.dimension), np.float32)
+    text = np.zeros((len(ordered), encoder.text_dimension), np.float32)
+    for row, step in enumerate(ordered):
+        if step.vector is not None:
+            item[row] = step.vector
+        if step.text is not None:
+            text[row] = step.text
+    inputs = EventInputs(
+        item=item,
+        text=text,
+        kind=np.array([s.kind for s in ordered], np.int64),
+        strength=np.array([s.strength for s in ordered], np.float32),
+        value=np.array([s.value for s in ordered], np.float32),
+        log2_gap=np.array([s.log2_gap for s in ordered], np.float32),
+    )
+    end = 0
     for wave in waves:
-        item = np.zeros((len(wave), dimension), np.float32)
-        text = np.zeros((len(wave), text_dimension), np.float32)
-        for row, step in enumerate(wave):
-            if step.vector is not None:
-                item[row] = step.vector
-            if step.text is not None:
-                text[row] = step.text
-        inputs = EventInputs(
-            item=item,
-            text=text,
-            kind=np.array([s.kind for s in wave], np.int64),
-            strength=np.array([s.strength for s in wave], np.float32),
-            value=np.array([s.value for s in wave], np.float32),
-            log2_gap=np.array([s.log2_gap for s in wave], np.float32),
-        )
-        banks, users = encoder.step(np.stack([s.state.banks for s in wave]), inputs)
+        start, end = end, end + len(wave)
+        states = np.stack([s.state.banks for s in wave])
+        banks, users = encoder.step(states, EventInputs(*[field[start:end] for field in inputs]))
         for row, step in enumerate(wave):
             before[step.position] = step.state.user
             # Copies: a row would keep the whole wave alive for as long as one of its users is cached.

@@ -23,8 +23,8 @@ log = logging.getLogger(__name__)
 # index is asked this often while a vector is missing, and at once when this worker has written one.
 POLL_SECONDS = 0.1
 PAGE = 256
-# An event on an item without its vector moves nobody's vector, so the first events after a start wait while the texts of a
-# new catalogue are encoded: 30 s is some ten thousand titles. On a restart all vectors are there.
+# An event on an item without its vector moves nobody's vector, so the first events after a start wait while the texts
+# of a new catalogue are encoded: 30 s is some ten thousand titles. On a restart all vectors are there.
 SETTLE_SECONDS = 30.0
 
 

@@ -14,11 +14,11 @@ from concurrent.futures import Executor
 from functools import partial
 from typing import Any, NamedTuple
 
-from models.domain.batch import FOLDED, FUTURE, LATE, BatchResult, Incoming
+from models.domain.batch import FOLDED, FUTURE, LATE, REPLAYED, BatchResult, Incoming
 from models.domain.deltas import Ledger, encode_delta
 from models.domain.errors import EventDecodeError
 from models.domain.evaluation import hit, ndcg
-from models.domain.events import EventContract, Request
+from models.domain.events import EventContract, Request, encoded_text
 from models.domain.pipeline import Pipeline
 from models.domain.ports import F32, TextEncoder
 from streams.agents.clock import StreamClock
@@ -149,7 +149,7 @@ class EventRoad:
         return dead_letter_message(record, self.names.dead_letters, reason, detail, max_bytes=self.dead_letter_bytes)
 
     async def _encode_texts(self, incoming: Sequence[Incoming]) -> dict[str, F32]:
-        texts = list(dict.fromkeys(text for one in incoming if (text := getattr(one.event, "text", None))))
+        texts = list(dict.fromkeys(text for one in incoming if (text := encoded_text(one.event))))
         if not texts:
             return {}
         encode = partial(self.text_encoder.encode_many, texts)
@@ -187,12 +187,14 @@ class EventRoad:
 
     async def _publish(self, decoded: _Decoded, result: BatchResult) -> None:
         topic = self.names.recommendations
-        messages = [
+        # What is to be forgotten goes first: a user may come back within the same chunk.
+        messages = [Message(topic, user_id.encode("utf-8", "surrogatepass"), None) for user_id in result.forgotten]
+        messages += [
             Message(topic, user_id.encode("utf-8", "surrogatepass"), data) for user_id, data in result.republish.items()
         ]
-        self.metrics.count_lists("replay", len(messages))
-        replayed = sum(outcome == "replayed" for outcome in result.outcomes)
-        self.metrics.count_superseded(max(0, replayed - len(messages)))
+        self.metrics.count_lists("replay", len(result.republish))
+        replayed = sum(outcome == REPLAYED for outcome in result.outcomes)
+        self.metrics.count_superseded(max(0, replayed - len(result.republish)))
         messages += [
             Message(
                 topic,
@@ -202,7 +204,6 @@ class EventRoad:
             )
             for made in result.published
         ]
-        messages += [Message(topic, user_id.encode("utf-8", "surrogatepass"), None) for user_id in result.forgotten]
         await self._send(messages)
         if result.published:
             now_ms = self.clock.wall_ms()

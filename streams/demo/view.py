@@ -66,13 +66,19 @@ class View:
 
     def _line(self, live: Live) -> str:
         quality = live.quality
+        # The worker's counters are asked for every other second: before that there is nothing to compare.
+        figures = (
+            f"  HR@10 {quality.asked.hr:.4f} (popularity {quality.popularity.hr:.4f})"
+            f"  nDCG@10 {quality.asked.ndcg:.4f} ({quality.popularity.ndcg:.4f})"
+            if quality.asked.scored
+            else ""
+        )
         newest = live.newest.items[0].item_id if live.newest and live.newest.items else ""
         first = f"  user {self.followed}: {self.titles.get(newest, newest)}" if newest else ""
         return (
             f"{live.answered:,}/{self.events:,} events  {live.events_per_second:,.0f}/s"
             f"  p50 {live.p50_seconds * 1e3:.0f} ms  p99 {live.p99_seconds * 1e3:.0f} ms"
-            f"  HR@10 {quality.asked.hr:.4f} (popularity {quality.popularity.hr:.4f})"
-            f"  nDCG@10 {quality.asked.ndcg:.4f} ({quality.popularity.ndcg:.4f}){first}"
+            f"{figures}{first}"
         )
 
     def _figures(self, live: Live) -> Table:

@@ -373,18 +373,20 @@ class ChunkConsumer(Consumer):
         generation = self.app.consumer_generation_id = self._last_generation
         self._ledgers = {tp: PartitionLedger(generation, monotonic()) for tp in sorted(assigned)}
         await self._call_hook(self.config.on_assigned, assigned)
-        await self._leave_foreign_commits(assigned)
+        await self._call_hook(self._leave_foreign_commits, assigned)
         await super().on_partitions_assigned(assigned, generation)
         self._wake_up()
 
     async def _leave_foreign_commits(self, assigned: set[TP]) -> None:
-        """Read from the beginning where the committed offset is noted to be of another topic under the same name.
+        """Read from the beginning where the committed offset is noted to be of another topic of that name.
 
         A commit on its way while a topic is deleted and made anew is tried again until the new one takes it.
         """
         client = self._client()
         committed = await client._coordinator.fetch_committed_offsets([TopicPartition(*tp) for tp in assigned])
-        foreign = [tp for tp, at in committed.items() if at.metadata not in ("", self.config.commit_note(tp.topic))]
+        foreign = [
+            tp for tp, at in committed.items() if at.metadata and at.metadata != self.config.commit_note(tp.topic)
+        ]
         for partition, beginning in (await client.beginning_offsets(foreign) if foreign else {}).items():
             self.log.warning("%s was made anew since its offset was committed: read from its beginning", partition)
             client.seek(partition, beginning)

@@ -15,7 +15,7 @@ from aiokafka.record.memory_records import _MemoryRecordsPy
 
 
 def accept_any_header_name() -> None:
-    """From now on consumers of this process show a byte of a name that is no UTF-8 as `\\xff`. Harmless when repeated."""
+    """From now on consumers of this process show a byte of a name that is no UTF-8 as `\\xff`. May be repeated."""
     # The fetcher takes the class from its module; there is no way to hand it one.
     fetcher.MemoryRecords = _Records
 
@@ -42,7 +42,7 @@ class _EscapingBatch(_DefaultRecordBatchPy):
 
 
 class _Batch:
-    """A record batch read by the compiled parser, and again by the lenient one where that finds a name it cannot read."""
+    """A record batch read by the compiled parser, and by the lenient one where that finds a name it cannot read."""
 
     def __init__(self, data: memoryview) -> None:
         self._data = data

@@ -16,7 +16,7 @@ from models.domain.catalogue import Catalogue
 from models.domain.deltas import Delta, Ledger, decode_delta, encode_delta
 from models.domain.errors import EventDecodeError, StateError
 from models.domain.features import FEATURE_COUNT
-from models.domain.ranking import AdaptiveWeights
+from models.domain.ranking import FIRST_SQUARES, AdaptiveWeights
 from models.domain.statistics import COUNTS, Statistics
 from tests import strategies
 from tests.domain.helpers import START_MS, Player, click, dump_bytes, make_pipeline, records, touches_of
@@ -365,5 +365,5 @@ def test_movements_of_the_weights_add_up() -> None:
     ledger.read(delta(start=1, end=2, offset=[1], weights=one, squares=one))
     ledger.read(delta(start=1, end=2, offset=[1], weights=one, squares=one))
     assert weights.weights.tolist() == [2.0] * FEATURE_COUNT
-    assert weights.squares.tolist() == [3.0] * FEATURE_COUNT
+    assert weights.squares.tolist() == [FIRST_SQUARES + 2.0] * FEATURE_COUNT
     assert ledger.applied == {"s": 2}

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from models.domain.features import FEATURE_COUNT, FEATURES, top_of
 from models.domain.ranking import (
     BOOTSTRAP_WEIGHTS,
+    FIRST_SQUARES,
     AdaptiveWeights,
     best_places,
     bootstrap_weights,
@@ -101,7 +102,7 @@ def test_adaptive_weights_start_from_a_copy_and_add_up() -> None:
     weights.add(np.full(FEATURE_COUNT, 0.5), np.ones(FEATURE_COUNT))
     assert initial.tolist() == [1.0] * FEATURE_COUNT
     assert weights.weights.tolist() == [1.5] * FEATURE_COUNT
-    assert weights.squares.tolist() == [2.0] * FEATURE_COUNT
+    assert weights.squares.tolist() == [FIRST_SQUARES + 1.0] * FEATURE_COUNT
 
 
 def test_learning_raises_what_is_chosen_again_and_again() -> None:

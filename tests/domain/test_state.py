@@ -101,7 +101,9 @@ def test_recent_items_are_distinct_and_latest_first() -> None:
     for item in ("i0", "i1", "i2", "i1", "i3"):
         state.remember_interaction(Recent(item, "click", None, 0))
     assert state.recent_items(catalogue, 3) == [3, 1, 2]
-    assert state.recent_items(catalogue, 9) == [3, 1, 2, 0]
+    assert state.copy().recent_items(catalogue, 3) == [3, 1, 2]
+    state.remember_interaction(Recent("i0", "click", None, 0))
+    assert state.recent_items(catalogue, 9) == [0, 3, 1, 2]
 
 
 def test_only_the_first_touch_of_an_item_counts_as_first() -> None:

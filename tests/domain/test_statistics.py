@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Sequence
+from random import Random
 
 import numpy as np
 import pytest
@@ -33,7 +34,7 @@ Row = tuple[int, int, float, bool, bool, Sequence[int]]
 
 @st.composite
 def touch_rows(draw: st.DrawFn, items: int = 25, max_size: int = 120) -> list[Row]:
-    random = draw(st.randoms(use_true_random=False))
+    random = Random(draw(st.integers(0, 2**32)))
     rows: list[Row] = []
     for _ in range(draw(st.integers(0, max_size))):
         recent = random.sample(range(items), random.randrange(0, min(items, PAIR_WINDOW) + 1))

@@ -47,9 +47,7 @@ async def online(deployed: Deployment, events: Sequence[Mapping[str, Any]], item
     await until_consumed([worker], deployed)
     out: dict[str, float] = {}
     for shown, start in before.items():
-        scored, hits, ndcg = (
-            after - earlier for after, earlier in zip(counters(worker, shown), start, strict=True)
-        )
+        scored, hits, ndcg = (after - earlier for after, earlier in zip(counters(worker, shown), start, strict=True))
         prefix = "" if shown == "asked" else "last_published_"
         out |= {f"{prefix}hr_at_10": hits / scored, f"{prefix}ndcg_at_10": ndcg / scored, f"{prefix}scored": scored}
     worker.stop()

@@ -1,4 +1,4 @@
-"""Any bytes on any topic: each message becomes an event or a dead letter with its bytes whole, and the worker goes on."""
+"""Any bytes on any topic: each message becomes an event or a dead letter, bytes whole, and the worker goes on."""
 
 from __future__ import annotations
 
@@ -101,4 +101,3 @@ async def test_any_message_becomes_an_event_or_a_dead_letter_and_the_worker_neve
     assert_states_follow({u: s for u, s in states.items() if u.startswith("good-")}, good)
     reasons = Counter(letter.reason for letter in letters.values())
     print(f"{MESSAGES} messages {dict(sent)}: {len(letters)} dead letters {dict(reasons)}, {len(asked)} good answered")
-

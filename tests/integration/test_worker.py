@@ -65,13 +65,20 @@ async def test_lists_follow_events_and_requests_on_either_broker(
         for number, item in enumerate(("space-1", "cook-1", "dog-1")):
             event = view("new-user", item, number)
             await deployed.publisher.send(
-                Message(names.events, b"new-user", msgspec.json.encode(event), (("traceparent", TRACE.encode()), ("x", b"y")))
+                Message(
+                    names.events,
+                    b"new-user",
+                    msgspec.json.encode(event),
+                    (("traceparent", TRACE.encode()), ("x", b"y")),
+                )
             )
             made.append(await reader.after(event["event_id"]))
             assert item not in [one.item_id for one in made[-1].items], "what was seen is not recommended"
             assert [one.rank for one in made[-1].items] == list(range(1, len(made[-1].items) + 1))
             assert made[-1].model_version.startswith("bootstrap")
-        assert len({tuple(one.item_id for one in each.items) for each in made}) == 3, "the list changes after each event"
+        assert len({tuple(one.item_id for one in each.items) for each in made}) == 3, (
+            "the list changes after each event"
+        )
         assert next(iter(made[0].items)).item_id.startswith("space"), made[0]
         assert [record.headers for record in reader.records] == [(("traceparent", TRACE.encode()),)] * 3
 
@@ -113,14 +120,20 @@ async def test_a_new_item_is_recommended_and_a_removed_one_is_not_within_a_secon
         await send_films(deployed, worker)
         await deployed.send_events([view("u", "space-1", 1), view("u", "space-2", 2)])
         await reader.after("u-2")
-        await deployed.send(names.items, [("space-9", {"item_id": "space-9", "title": "A planet far out in the galaxy"})])
+        await deployed.send(
+            names.items, [("space-9", {"item_id": "space-9", "title": "A planet far out in the galaxy"})]
+        )
         added = await until_listed("space-9", True)
         await deployed.send(names.items, [("space-9", None)])
         removed = await until_listed("space-9", False)
-        await deployed.send(names.items, [("cook-1", {"item_id": "cook-1", "title": FILMS["cook-1"], "available": False})])
+        await deployed.send(
+            names.items, [("cook-1", {"item_id": "cook-1", "title": FILMS["cook-1"], "available": False})]
+        )
         sold_out = await until_listed("cook-1", False)
         worker.stop()
-    print(f"new item listed after {added:.3f} s, removed one gone after {removed:.3f} s, sold out after {sold_out:.3f} s")
+    print(
+        f"new item listed after {added:.3f} s, removed one gone after {removed:.3f} s, sold out after {sold_out:.3f} s"
+    )
 
 
 @pytest.mark.recovery
@@ -146,7 +159,9 @@ async def test_events_of_any_client_reach_their_user_once_even_over_a_kill(deplo
                 partition = rng.choice(partitioners)(user)
                 wrong += partition != partition_of(user, deployed.partitions)
                 key = rng.choice((user, None, b"other"))
-                sends.append(await producer.send(names.events, msgspec.json.encode(event), key=key, partition=partition))
+                sends.append(
+                    await producer.send(names.events, msgspec.json.encode(event), key=key, partition=partition)
+                )
             for sent in sends:
                 await sent
         if start == 2_400:
@@ -159,7 +174,7 @@ async def test_events_of_any_client_reach_their_user_once_even_over_a_kill(deplo
     await until_consumed([worker], deployed)
     forwarded = worker.metric("streamrec_forwarded_total")
     worker.stop()
-    counts = {user: 0 for user in {event["user_id"] for event in events}}
+    counts = dict.fromkeys({event["user_id"] for event in events}, 0)
     for event in events:
         counts[event["user_id"]] += event["type"] != "impression"
     assert {user: state.body.events for user, state in (await deployed.states()).items()} == counts
@@ -216,5 +231,4 @@ async def test_a_forgotten_user_stays_forgotten_after_replays_a_restart_and_on_a
         assert again.sequence > before.sequence
         third.stop()
         assert (await deployed.states())["gone"].body.events == 1
-    stray = [record for record in await deployed.read(names.dead_letters)]
-    assert stray == []
+    assert await deployed.read(names.dead_letters) == []

@@ -24,6 +24,10 @@ def folded(worker: WorkerProcess) -> float:
     return worker.metric("streamrec_events_total", outcome="folded")
 
 
+async def until_folded(worker: WorkerProcess, events: int) -> None:
+    await until(lambda: folded(worker) >= events, f"{events} events are folded", pause_seconds=0.01)
+
+
 async def until_items_are_encoded(deployed: Deployment, worker: WorkerProcess) -> None:
     items = make_items()
     await deployed.send(deployed.names.items, [(item["item_id"], item) for item in items])
@@ -41,7 +45,7 @@ async def test_two_kills_in_twenty_thousand_events_lose_nothing_and_fold_nothing
     await until_items_are_encoded(deployed, worker)
     await deployed.send_events(events)
     for wanted in (EVENTS // 5, EVENTS // 4):
-        await until(lambda wanted=wanted: folded(worker) >= wanted, f"{wanted} events are folded")
+        await until_folded(worker, wanted)
         assert folded(worker) < EVENTS, "the kill came after the work was done"
         worker.kill()
         worker.start()
@@ -64,7 +68,7 @@ async def test_a_stop_in_the_middle_takes_five_seconds_at_most_and_the_next_star
     events = make_events(10_000)
     worker = await deployed.started()
     await deployed.send_events(events)
-    await until(lambda: folded(worker) >= 2_000, "2,000 events are folded")
+    await until_folded(worker, 2_000)
     assert folded(worker) < 9_000, "the stop came after the work was done"
     took = worker.stop()
 

@@ -1,4 +1,4 @@
-"""Messages that cannot be processed, in the middle of a stream: kept whole as dead letters, and everything between is answered."""
+"""Messages that cannot be processed, in the middle of a stream: kept whole, and everything between is answered."""
 
 from __future__ import annotations
 
@@ -62,7 +62,9 @@ async def test_poison_between_good_events_becomes_dead_letters_and_every_good_ev
     assert await deployed.touches() == expected_touches(good)
 
 
-async def test_late_and_future_events_become_dead_letters_and_what_comes_after_them_counts(deployed: Deployment) -> None:
+async def test_late_and_future_events_become_dead_letters_and_what_comes_after_them_counts(
+    deployed: Deployment,
+) -> None:
     now_ms = int(time.time() * 1_000)
 
     def view(number: int, time_ms: int) -> dict[str, object]:

@@ -48,7 +48,9 @@ async def test_events_of_a_topic_made_anew_all_count_whether_the_worker_ran_mean
     worker.start()
     await worker.until_ready()
     # Not by the committed offsets: right after a deletion those of the old topic may still be there.
-    await until(lambda: worker.metric("streamrec_events_total") == len(while_stopped), "all of the second topic is read")
+    await until(
+        lambda: worker.metric("streamrec_events_total") == len(while_stopped), "all of the second topic is read"
+    )
 
     # Longer at once than the one before was: a position in the old topic is a valid one in the new topic too.
     await make_anew(deployed)

@@ -1,4 +1,4 @@
-"""One deployment for a test: topics under a prefix, a data directory, workers, and ways to look at what they left behind."""
+"""One deployment for a test: topics under a prefix, a data directory, workers, and what they left behind."""
 
 from __future__ import annotations
 
@@ -56,6 +56,7 @@ class Deployment:
     def __init__(self, broker: BrokerProcess, prefix: str, folder: Path, bundle: Path, partitions: int) -> None:
         self.broker, self.prefix, self.bundle, self.partitions = broker, prefix, bundle, partitions
         self.folder, self.data_dir = folder, folder / "data"
+        folder.mkdir(parents=True, exist_ok=True)
         self.connection = KafkaConnection(bootstrap_servers=broker.bootstrap_servers)
         self.names = TopicNames(prefix)
         self.specs = topic_specs(self.names, partitions=partitions)
@@ -85,7 +86,9 @@ class Deployment:
         self.processes.append(worker)
         return worker
 
-    async def started(self, name: str = "worker", *, store: StoreProcess | None = None, **settings: str) -> WorkerProcess:
+    async def started(
+        self, name: str = "worker", *, store: StoreProcess | None = None, **settings: str
+    ) -> WorkerProcess:
         worker = self.worker(name, store=store, **settings)
         worker.start()
         await worker.until_ready()
@@ -181,7 +184,9 @@ class ListReader:
     async def poll(self) -> None:
         for records in (await self._consumer.getmany(timeout_ms=50)).values():
             self.records += records
-            self.lists += [self._deployed.contract.decode_recommendation(r.value) for r in records if r.value is not None]
+            self.lists += [
+                self._deployed.contract.decode_recommendation(r.value) for r in records if r.value is not None
+            ]
 
     async def find(self, wanted: Callable[[Recommendation], bool], what: str, seconds: float = 30.0) -> Recommendation:
         """The first list that is wanted. Raises: AssertionError at the deadline."""
@@ -292,7 +297,6 @@ async def deployment(
     broker: BrokerProcess, prefix: str, folder: Path, bundle: Path, *, partitions: int = 4
 ) -> AsyncIterator[Deployment]:
     """A deployment with its topics; every process of it is ended at the end."""
-    folder.mkdir(parents=True, exist_ok=True)
     deployed = Deployment(broker, prefix, folder, bundle, partitions)
     try:
         await deployed.create_topics()
@@ -302,4 +306,3 @@ async def deployment(
         for process in reversed(deployed.processes):
             process.end()
         await deployed.publisher.stop()
-

@@ -1,4 +1,4 @@
-"""Messages that a stranger may send: from a wrong type to random bytes, and what aiokafka's own producer refuses to write."""
+"""Messages that a stranger may send: from a wrong type to random bytes, and what aiokafka's producer cannot write."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ async def send_with_header_name(
 class Fuzzer:
     """An endless supply of messages near and far from valid ones. The same seed, the same messages."""
 
-    WRONG = (
+    WRONG: tuple[Any, ...] = (
         None,
         True,
         -1,
@@ -139,7 +139,9 @@ class Fuzzer:
         return msgspec.json.encode(message)
 
     def other_json(self) -> bytes:
-        return self.rng.choice((b"null", b"[]", b"{}", b"1", b'"text"', b"true", b" ", b"{}{}", b'{"type":{}}', b"\xef\xbb\xbf{}"))
+        return self.rng.choice(
+            (b"null", b"[]", b"{}", b"1", b'"text"', b"true", b" ", b"{}{}", b'{"type":{}}', b"\xef\xbb\xbf{}")
+        )
 
     def spliced(self) -> bytes:
         one, other = self._valid(), self._valid()

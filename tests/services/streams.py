@@ -15,7 +15,7 @@ QUERIES = ("a quiet film", "boots for the rain", "cheap coffee", "a book about s
 def make_events(
     count: int, *, users: int = 300, items: int = 400, seed: int = 1, first: int = 0, prefix: str = ""
 ) -> list[dict[str, Any]]:
-    """Mixed events in time order: users with tastes choose among popular items; some searches, hides and impressions."""
+    """Mixed events in time order: users with tastes choose popular items; some searches, hides and impressions."""
     rng = random.Random(seed)
     out: list[dict[str, Any]] = []
     time_ms = START_MS

@@ -30,7 +30,7 @@ STOP_SECONDS = 5.0
 async def until(
     condition: Callable[[], object], what: str, *, seconds: float = 60.0, pause_seconds: float = 0.05
 ) -> float:
-    """Wait for a condition. Returns: the seconds it took. Raises: AssertionError at the deadline, saying what is missing."""
+    """Wait for a condition. Returns: the seconds it took. Raises: AssertionError at the deadline, naming `what`."""
     started = time.monotonic()
     while not condition():
         if time.monotonic() - started > seconds:
@@ -111,9 +111,7 @@ class StoreProcess(ServiceProcess):
     """`streamrec store`: the embedded index of a data directory behind a Unix socket."""
 
     def __init__(self, folder: Path, data_dir: Path, socket: Path) -> None:
-        super().__init__(
-            ["store", "--socket", str(socket)], folder, "store", {"STREAMREC_DATA_DIR": str(data_dir)}
-        )
+        super().__init__(["store", "--socket", str(socket)], folder, "store", {"STREAMREC_DATA_DIR": str(data_dir)})
         self.socket = socket
 
     @property
