@@ -71,7 +71,7 @@ def encode(encoder: UserEncoder, steps: Sequence[Step]) -> tuple[dict[int, F32],
     for wave in waves:
         start, end = end, end + len(wave)
         states = np.stack([s.state.banks for s in wave])
-        banks, users = encoder.step(states, EventInputs(*[field[start:end] for field in inputs]))
+        banks, users = encoder.step(states, _rows(inputs, start, end))
         for row, step in enumerate(wave):
             before[step.position] = step.state.user
             # Copies: a row would keep the whole wave alive for as long as one of its users is cached.
@@ -79,3 +79,14 @@ def encode(encoder: UserEncoder, steps: Sequence[Step]) -> tuple[dict[int, F32],
             if step.keep:
                 step.state.banks, step.state.user = banks[row].copy(), user
     return before, after
+
+
+def _rows(inputs: EventInputs, start: int, end: int) -> EventInputs:
+    return EventInputs(
+        item=inputs.item[start:end],
+        text=inputs.text[start:end],
+        kind=inputs.kind[start:end],
+        strength=inputs.strength[start:end],
+        value=inputs.value[start:end],
+        log2_gap=inputs.log2_gap[start:end],
+    )

@@ -84,7 +84,7 @@ class EventRoad:
             await self._handle(chunk)
 
     async def _handle(self, chunk: Chunk) -> None:
-        metrics = self.metrics
+        metrics, epoch = self.metrics, self.users.epoch
         metrics.observe_chunk(len(chunk.records))
         with metrics.stage("decode"):
             decoded = self._decode(chunk)
@@ -109,7 +109,7 @@ class EventRoad:
         with metrics.stage("delta"):
             await self._share(chunk, decoded, result)
         with metrics.stage("upsert"):
-            await self.users.save(result.states)
+            await self.users.save(result.states, epoch)
         with metrics.stage("publish"):
             await self._publish(decoded, result)
         metrics.count_items("placeholder", int(self.pipeline.catalogue.placeholders - placeholders))

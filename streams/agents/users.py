@@ -32,6 +32,8 @@ class UserStates:
         self._store, self._catalogue, self._retry, self._size = store, catalogue, retry, size
         self._on_lookups = on_lookups
         self._cache: OrderedDict[str, UserState] = OrderedDict()
+        self.epoch = 0
+        """Grows when the cache is dropped: what was computed before may be older than what another worker wrote."""
 
     def __len__(self) -> int:
         return len(self._cache)
@@ -57,10 +59,16 @@ class UserStates:
                     found[user_id] = unpack(user_id, record, self._catalogue)
         return found
 
-    async def save(self, states: Mapping[str, UserState]) -> None:
-        """Durable when it returns; then, and only then, cached. Raises: UserStoreError."""
+    async def save(self, states: Mapping[str, UserState], epoch: int) -> None:
+        """Durable when it returns; then, and only then, cached. Raises: UserStoreError.
+
+        Args:
+            epoch: the cache's when the states were loaded.
+        """
         records = [pack(state) for state in states.values()]
         await self._retry.call("upsert", lambda: self._store.save_many(records))
+        if epoch != self.epoch:
+            return
         for user_id, state in states.items():
             self._cache[user_id] = state
             self._cache.move_to_end(user_id)
@@ -70,3 +78,4 @@ class UserStates:
     def drop(self) -> None:
         """Forget every cached state: from now on another worker may write them."""
         self._cache.clear()
+        self.epoch += 1

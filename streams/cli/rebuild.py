@@ -194,7 +194,7 @@ class _Fold:
         texts = list(dict.fromkeys(text for one in batch if (text := getattr(one.event, "text", None))))
         vectors = dict(zip(texts, self._bundle.text_encoder.encode_many(texts), strict=True)) if texts else {}
         result = self._pipeline.run(batch, states, generated_at_ms=lambda now: now, texts=vectors)
-        await self._states.save(result.states)
+        await self._states.save(result.states, self._states.epoch)
         self.outcomes.update(result.outcomes)
         self.rebuilt.update(result.states)
 

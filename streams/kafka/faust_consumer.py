@@ -32,9 +32,9 @@ CHUNKS_PER_PARTITION = 2
 # aiokafka has one fetch in flight a broker; a partition that comes free while it waits for data of others is asked for
 # only in the next one. The embedded broker besides answers a waiting fetch late: measured there at 1,000 events/s, p50
 # and p99 from publish to handler are 31 and 79 ms with 100, 15 and 29 ms with 25 (3 and 24 on Apache Kafka); a bare
-# consumer with aiokafka's 500 has 127 and 261. The 40 empty fetches a second of an idle worker cost 2.5% of a core;
-# with 10 ms it would be 6%.
-FETCH_MAX_WAIT_MS = 25
+# consumer with aiokafka's 500 has 127 and 261. An idle worker's empty fetches cost 6% of a core with 10 ms (2.5% with
+# 25), a busy worker's none: there is data.
+FETCH_MAX_WAIT_MS = 10
 # How soon a partition added, or a topic made anew, is noticed. One small request in that time.
 METADATA_MAX_AGE_MS = 5_000
 # A member that is alive but slow to come to a rebalance holds up the others for at most this; a dead one by its
