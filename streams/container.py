@@ -50,6 +50,7 @@ def pipeline_options(settings: Settings, contract: EventContract) -> PipelineOpt
         allowed_lateness_ms=int(settings.allowed_lateness_seconds * 1_000),
         max_future_ms=int(settings.max_future_seconds * 1_000),
         asked_share=settings.asked_share,
+        value_scale=settings.value_scale,
     )
 
 

@@ -200,6 +200,9 @@ class Settings(BaseSettings):
     repeatable_kinds: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_names)] = _setting(
         (), "Recommending", "Kinds after which an item may be recommended again (`play,purchase`)."
     )
+    value_scale: float = _setting(
+        5.0, "Recommending", "Largest value of a rating or review: what a full liking is.", gt=0, le=1_000_000
+    )
     list_length: int = _setting(
         10, "Recommending", "Items in a list published after an event.", ge=1, le=MAX_LIST_LENGTH
     )
