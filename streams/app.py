@@ -23,6 +23,8 @@ from streams.settings import Settings
 
 log = logging.getLogger(__name__)
 
+# Readers and publisher say goodbye to their brokers in that time, side by side, or not at all.
+CLOSE_SECONDS = 1.0
 # How often lag is read and progress is looked at.
 WATCH_SECONDS = 1.0
 # A topic that was deleted and made anew is noticed within this time, besides at once where its offsets start again.
@@ -76,8 +78,9 @@ class Worker:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            for reader in readers:
-                await reader.stop()
+            # Nothing is under way any more: connections that are slow to close are left to the end of the process.
+            closing = asyncio.gather(*(r.stop() for r in readers), parts.publisher.stop(), return_exceptions=True)
+            await asyncio.wait([closing], timeout=CLOSE_SECONDS)
             await parts.close()
             await self.health.stop()
         if self.failure is not None:

@@ -126,7 +126,7 @@ class IndexSearch:
 
 
 class Container:
-    """The parts of one worker, made by `open` and closed in reverse order by `close`."""
+    """The parts of one worker, made by `open`; `close` ends what is this process's own, the worker its connections."""
 
     def __init__(self, settings: Settings, bundle_path: Path) -> None:
         self.settings, self.bundle_path = settings, bundle_path
@@ -244,7 +244,6 @@ class Container:
         )
 
     async def close(self) -> None:
-        await self.publisher.stop()
         await self.stores.close()
         self.executor.shutdown(wait=True, cancel_futures=True)
         self.text_executor.shutdown(wait=True, cancel_futures=True)
