@@ -157,8 +157,6 @@ class Worker:
         parts.users.drop()
         for tp in partitions:
             self.handled.pop((tp.topic, tp.partition), None)
-            parts.metrics.set_lag(tp.topic, tp.partition, 0)
-            parts.metrics.set_paused(tp.topic, tp.partition, False)
             parts.metrics.drop_partition(tp.topic, tp.partition)
 
     # watching --------------------------------------------------------------------------------------------------------

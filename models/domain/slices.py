@@ -146,7 +146,6 @@ class Slice:
                 length = min(max(row.length for row in self.rows), CANDIDATES)
                 places = np.empty((len(self.rows), length), np.int32)
                 ranking.best_places(np.ascontiguousarray(scores, np.float32), lists.size, places)
-            with stage("rank"):
                 self._write(lists, scores, places)
 
     # fold -------------------------------------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -16,8 +15,6 @@ from models.domain.events import EventContract
 from models.domain.ports import ItemIndex
 from streams.agents.items import decode_item
 from streams.agents.retry import Retry
-
-log = logging.getLogger(__name__)
 
 # The promise is a new item in lists within a second of its message; the owner of its text may be another worker, so the
 # index is asked this often while a vector is missing, and at once when this worker has written one.
@@ -42,11 +39,6 @@ class CatalogueFeed:
         self._waiting: dict[str, str] = {}
         """Item id -> content hash of the vector that is missing."""
         self._look = asyncio.Event()
-
-    @property
-    def waiting(self) -> int:
-        """Items whose vectors are not in the index yet."""
-        return len(self._waiting)
 
     def look(self) -> None:
         """Vectors were written: ask the index now."""

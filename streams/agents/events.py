@@ -7,7 +7,6 @@ Whatever is raised here leaves it unacknowledged and stops the worker, since its
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
@@ -30,8 +29,6 @@ from streams.kafka.partitioner import partition_of
 from streams.kafka.publisher import Message, Publisher
 from streams.metrics import Metrics
 from streams.topics import TopicNames
-
-log = logging.getLogger(__name__)
 
 
 class _Decoded(NamedTuple):
