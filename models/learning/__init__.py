@@ -1,0 +1,1 @@
+"""Training: from a log of events to weights. The only package that imports torch; no worker imports it."""
