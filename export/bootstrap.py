@@ -15,7 +15,6 @@ import msgspec
 from export.graphs import (
     BANKS,
     DIMENSION,
-    OPSET,
     STATE,
     WIDTH,
     item_graph,
@@ -23,6 +22,7 @@ from export.graphs import (
     sequence_graph,
     step_graph,
 )
+from export.onnx_graph import OPSET
 from export.projection import random_projection
 from export.text_model import TextModelFiles, find_text_model
 from export.writer import is_sound, write_bundle

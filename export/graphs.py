@@ -16,19 +16,14 @@ All is linear in s, so the sequence graph is closed: weights from a reversed cum
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx
-from onnx import TensorProto, helper, numpy_helper
+
+from export.onnx_graph import GraphBuilder
 
 F32 = npt.NDArray[np.float32]
 
-# LayerNormalization and every operator here exist in 17; ONNX Runtime has read it since 1.12.
-OPSET = 17
-IR_VERSION = 8
 BANKS = 4
 WIDTH = 64
 DIMENSION = WIDTH + 1  # and the item's bias
@@ -38,25 +33,8 @@ DECAYS = (0.3, 0.7, 0.9, 0.98)
 TINY = 1e-12
 
 
-@dataclass
-class _Graph:
-    """Collects nodes; every operator method returns the name of its output."""
-
-    nodes: list[Any] = field(default_factory=list)
-    constants: list[Any] = field(default_factory=list)
-
-    def constant(self, value: npt.ArrayLike, dtype: type = np.float32) -> str:
-        name = f"c{len(self.constants)}"
-        self.constants.append(numpy_helper.from_array(np.asarray(value, dtype), name))
-        return name
-
-    def axes(self, *values: int) -> str:
-        return self.constant(values, np.int64)
-
-    def op(self, kind: str, *inputs: str, out: str | None = None, **attributes: Any) -> str:
-        name = out or f"n{len(self.nodes)}"
-        self.nodes.append(helper.make_node(kind, inputs, [name], **attributes))
-        return name
+class _Graph(GraphBuilder):
+    """And what several graphs of this file compute."""
 
     def unit(self, rows: str) -> str:
         """L2-normalised over the last axis; zero stays zero."""
@@ -81,27 +59,6 @@ class _Graph:
         self.op("Reshape", banks, self.axes(0, STATE), out="next_state")
         mean = self.op("ReduceMean", self.unit(banks), axes=[1], keepdims=0)  # [B, 64]
         self.op("Pad", self.unit(mean), self.axes(0, 0, 0, 1), self.constant(1.0), out="user")  # [B, 65]
-
-    def model(self, name: str, inputs: dict[str, tuple[Any, ...]], outputs: dict[str, tuple[Any, ...]]) -> bytes:
-        """`inputs` and `outputs`: name -> axes, float32 unless the first entry is an ONNX type."""
-
-        def value(label: str, axes: tuple[Any, ...]) -> Any:
-            kind, shape = (axes[0], axes[1:]) if label == "mask" else (TensorProto.FLOAT, axes)
-            return helper.make_tensor_value_info(label, kind, shape)
-
-        graph = helper.make_graph(
-            self.nodes,
-            name,
-            [value(label, axes) for label, axes in inputs.items()],
-            [value(label, axes) for label, axes in outputs.items()],
-            self.constants,
-        )
-        model = helper.make_model(
-            graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="streamrec"
-        )
-        onnx.checker.check_model(model, full_check=True)
-        data: bytes = model.SerializeToString(deterministic=True)
-        return data
 
 
 def step_graph(projection: F32, decays: Sequence[float] = DECAYS) -> bytes:
@@ -155,7 +112,7 @@ def sequence_graph(projection: F32, decays: Sequence[float] = DECAYS) -> bytes:
             "item": ("B", "T", DIMENSION),
             "text": ("B", "T", len(projection)),
             "strength": ("B", "T"),
-            "mask": (TensorProto.BOOL, "B", "T"),
+            "mask": ("B", "T"),
         },
         {"next_state": ("B", STATE), "user": ("B", DIMENSION)},
     )

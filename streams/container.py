@@ -75,6 +75,7 @@ def make_pipeline(bundle: Bundle, options: PipelineOptions, metrics: Metrics | N
         ranker=bundle.ranker,
         model_version=bundle.version,
         options=options,
+        catalogue=Catalogue(bundle.user_encoder.dimension, placeholder=bundle.item_encoder.placeholder),
         stage=untimed if metrics is None else metrics.stage,
     )
 

@@ -18,6 +18,8 @@ FORGOTTEN, LATE, FUTURE = "dropped_forgotten", "late", "future"
 
 # Values are read on a five-point scale unless the settings say otherwise.
 DEFAULT_VALUE_SCALE = 5.0
+# What the encoder reads where an event carries no value.
+NO_VALUE = -1.0
 
 
 class Incoming(NamedTuple):
@@ -48,11 +50,17 @@ class PipelineOptions(NamedTuple):
     """False freezes the statistics (protocol P1)."""
     publish: bool = True
     """False folds with outputs muted (rebuild)."""
+    examples: bool = False
+    """True keeps what a ranker learns from."""
+
+    def share(self, value: float | None) -> float:
+        """The value as a share of its scale, 0 to 1; NO_VALUE where there is none."""
+        return NO_VALUE if value is None else min(max(value / self.value_scale, 0.0), 1.0)
 
     def liking(self, kind: str, value: float | None) -> float:
         """How much an interaction says that the user liked the item, 0 to 1."""
         if value is not None:
-            return min(max(value / self.value_scale, 0.0), 1.0)
+            return self.share(value)
         return min(self.strengths.get(kind, 1.0) / 3.0, 1.0)
 
     def strength(self, kind: str, value: float | None) -> float:
@@ -80,6 +88,23 @@ class Published(NamedTuple):
     data: bytes
 
 
+class Examples(NamedTuple):
+    """Lists asked just before a choice that hold what was chosen; E of them."""
+
+    position: npt.NDArray[np.int64]
+    """int64[E], of the record in the batch."""
+    features: npt.NDArray[np.float32]
+    """float32[E, K, F], zero rows behind `size`."""
+    size: npt.NDArray[np.int32]
+    chosen: npt.NDArray[np.int32]
+    """int32[E], place of the chosen item among the candidates."""
+    asked: npt.NDArray[np.int64]
+    """int64[*], records before which a list was asked, whether it held the chosen item or not."""
+    reached: npt.NDArray[np.int64]
+    """int64[SOURCE_COUNT], in how many of `reachable` lists the source came to the chosen item."""
+    reachable: int
+
+
 class BatchResult:
     """What a batch leads to."""
 
@@ -100,6 +125,7 @@ class BatchResult:
         self.touches: list[Touches] = []
         self.touch_positions: list[int] = []
         """The records that entered the statistics, in the order of `touches`."""
+        self.examples: list[Examples] = []
         self.weights: npt.NDArray[np.float64] | None = None
         self.squares: npt.NDArray[np.float64] | None = None
         """How far the adaptive weights and their squared gradients moved; None for a ranker with weights of its own."""

@@ -6,7 +6,7 @@ Owns the numbering that statistics, features and lists share. Knows nothing of s
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -44,10 +44,11 @@ class Catalogue:
 
     Args:
         dimension: D of the item vectors.
+        placeholder: the vector of an item of which nothing is known but its id; None = zeros.
     """
 
-    def __init__(self, dimension: int, capacity: int = 1_024) -> None:
-        self.dimension = dimension
+    def __init__(self, dimension: int, capacity: int = 1_024, placeholder: Callable[[str], F32] | None = None) -> None:
+        self.dimension, self.placeholder = dimension, placeholder
         self.placeholders = 0
         """Undeclared items that an event made, so far."""
         self.ids: list[str] = []
@@ -79,6 +80,8 @@ class Catalogue:
         self.hashes.append(hashed)
         self.index[item_id] = at
         self.index_by_hash[hashed] = at
+        if self.placeholder is not None:
+            self.set_vectors([at], self.placeholder(item_id)[None])
         return at
 
     def intern_many(self, item_ids: Iterable[str]) -> npt.NDArray[np.int32]:

@@ -1,55 +1,48 @@
-"""Candidate sources and ranking features of one list, as compiled passes over the streamed statistics.
+"""What the ranker sees of each candidate of a list, as compiled passes over the streamed statistics.
 
-Owns which candidates are proposed and what the ranker sees of each; knows item indices only. A list is proposed and
-described in one go because co-visitation serves both: it is summed once.
+A log-linear ranker reads the first BASE_COUNT features; a learned one reads all of them. Knows item indices only.
+Source: research/ranker-and-protocol.md section 2, research/joint-ranker.md "Exact settings".
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
-import numpy.typing as npt
 from numba import njit
 
-from models.domain.statistics import (
-    COUNT_NAMES,
-    COUNTS,
-    FOLLOW_WINDOW,
-    MS_PER_HOUR,
+from models.domain.candidates import (
+    COVISIT_50,
+    COVISIT_80,
+    COVISIT_95,
+    COVISIT_LAST,
+    COVISIT_LATELY,
+    COVISIT_LIKED,
+    COVISIT_SEEN_AT,
+    FOLLOW_LAST,
+    FOLLOW_LATELY,
+    FOLLOW_SECOND,
+    FOLLOW_SEEN_AT,
+    FOLLOW_THREE,
+    clear,
+    propose,
 )
-
-# In the order in which they are asked; the name of the source is published with each item.
-SOURCES: tuple[str, ...] = (
-    "covisitation",
-    "encoder",
-    "trending_10_events",
-    "trending_100_events",
-    "popular_24_hours",
-    "popular_10000_events",
-    "new_and_rising",
-    "latest",
-    "catalogue",
+from models.domain.habits import (
+    HABIT_AGE,
+    HABIT_RECENCY,
+    HABIT_TOUCHES,
+    HABIT_VALUE,
+    PASSED_LENGTH,
+    PENDING_LENGTH,
 )
-# The sources that take turns; the last one only fills a list that would otherwise be short.
-SOURCE_COUNT = len(SOURCES) - 1
-CATALOGUE = SOURCES.index("catalogue")
-# Candidates below which the catalogue itself is asked: a list's length, so that what nobody chose displaces nothing.
-FEW_CANDIDATES = 10
-# Places of the co-visitation source that can be reached.
-COVISITED = 48
-COVISITATION = SOURCES.index("covisitation")
-# A log-linear ranker's first ten hardly ever stand deeper by every source: 200 gave films .1141 and articles .5222
-# nDCG@10, 120 .1146 and .5207, for two thirds of the time.
-CANDIDATES = 128
+from models.domain.heaps import dot
+from models.domain.statistics import BASE_COUNTS, COUNT_NAMES, COUNTS, MS_PER_HOUR
 
-FEATURES: tuple[str, ...] = (
+BASE_FEATURES: tuple[str, ...] = (
     "encoder_score",
     "encoder_softmax",
     "covisit_80",
     "covisit_95",
     "follow",
-    *COUNT_NAMES,
+    *COUNT_NAMES[:BASE_COUNTS],
     "touches",
     "minutes_since_touch",
     "events_since_touch",
@@ -59,17 +52,55 @@ FEATURES: tuple[str, ...] = (
     "pairs_x_history",
     "popularity_x_newcomer",
 )
-FEATURE_COUNT = len(FEATURES)
+LEARNED_FEATURES: tuple[str, ...] = (
+    *COUNT_NAMES[BASE_COUNTS:],
+    "encoder_log_softmax",
+    "encoder_rank",
+    "encoder_best",
+    "encoder_entropy",
+    "has_vector",
+    "last_vector",
+    "covisit_50",
+    "covisit_last",
+    "covisit_liked",
+    "covisit_rank",
+    "follow_last",
+    "follow_second",
+    "covisit_lately",
+    "covisit_age",
+    "follow_lately",
+    "follow_age",
+    "popularity_rank",
+    "recency_rank",
+    "user_events",
+    "user_gap_minutes",
+    "habit_age",
+    "habit_touches",
+    "habit_recency",
+    "habit_value",
+    "age_off_habit",
+    "touches_off_habit",
+    "recency_off_habit",
+    "age_over_gap",
+    "touch_over_gap",
+    "passed_chance",
+    "passed_chance_lately",
+    "passed_times",
+)
+FEATURES: tuple[str, ...] = BASE_FEATURES + LEARNED_FEATURES
+BASE_COUNT, FEATURE_COUNT = len(BASE_FEATURES), len(FEATURES)
+# log(chance + 1e-3) of a candidate is never zero; a place without a candidate is all zeros.
+PRESENCE = FEATURES.index("passed_chance")
+
 _COUNTS_AT = FEATURES.index(COUNT_NAMES[0])
-_AFTER_COUNTS = _COUNTS_AT + len(COUNT_NAMES)
+_AFTER_COUNTS = _COUNTS_AT + BASE_COUNTS
+_MORE_COUNTS = len(COUNTS) - BASE_COUNTS
+_AFTER_MORE = BASE_COUNT + _MORE_COUNTS
 _BY_EVENTS = np.array([clock == "events" for _, clock, *_ in COUNTS])
 _HALF_LIVES = np.array([half_life for _, _, half_life, _ in COUNTS])
-# Latest items that co-visitation is summed over: with decay .8 the thirteenth weighs 5%; twenty were no better (films
-# .1141, twelve .1142 nDCG@10) and cost a third more.
-QUERY_WINDOW = 12
-# A list is explained by one of the latest five items: an older one rarely carries it, and every item asked costs a
-# comparison.
-REASON_WINDOW = 5
+_POPULARITY = _COUNTS_AT + COUNT_NAMES.index("count_10000_events")
+_EVENTS_SINCE_TOUCH = FEATURES.index("events_since_touch")
+_AGE = FEATURES.index("age_hours")
 _LN2 = np.log(2.0)
 # exp(-6): a decayed count below 1/400 says "not lately", however much below.
 _COUNT_FLOOR = -6.0
@@ -80,248 +111,28 @@ _SHARE_FLOOR = np.float32(1e-4)
 _LOG_SHARE_FLOOR = np.float32(np.log(1e-4))
 _FOLLOW_FLOOR = np.float32(1e-3)
 _LOG_FOLLOW_FLOOR = np.float32(np.log(1e-3))
-
-
-class Query(NamedTuple):
-    """For whom and when a list is made: one row a list."""
-
-    user: npt.NDArray[np.float32]
-    """float32[L, D], user vectors."""
-    now_ms: npt.NDArray[np.int64]
-    recent: npt.NDArray[np.int32]
-    """int32[L, PAIR_WINDOW], latest distinct items first, -1 padded."""
-    history: npt.NDArray[np.float32]
-    """float32[L], events the user has had."""
-    encoder_top: npt.NDArray[np.int32]
-    """int32[L, E], the vector index's proposals, best first, -1 padded."""
-    newest: npt.NDArray[np.int32]
-    """int32[*], items of the catalogue, the latest declared first: proposed where nobody did anything yet."""
-    excluded_from: npt.NDArray[np.int64]
-    """int64[L], where the user's excluded items start in `excluded`."""
-    excluded_to: npt.NDArray[np.int64]
-    excluded: npt.NDArray[np.int32]
-    """int32[*], item indices, all users one after the other; -1 = none."""
-
-
-class Lists(NamedTuple):
-    """The candidates of each list and what is known of them."""
-
-    item: npt.NDArray[np.int32]
-    """int32[L, K], -1 padded."""
-    size: npt.NDArray[np.int32]
-    source: npt.NDArray[np.int8]
-    """int8[L, K], index into SOURCES of the source that proposed the item first."""
-    because: npt.NDArray[np.int32]
-    """int32[L, K], the recent item that co-visitation owes the candidate to most, -1 for none."""
-    features: npt.NDArray[np.float32]
-    """float32[L, K, F]; zero rows where there is no candidate."""
-
-
-class Scratch(NamedTuple):
-    """Work space over the catalogue, all zero (or below the stamp) between lists."""
-
-    stamp: npt.NDArray[np.int64]
-    excluded: npt.NDArray[np.int64]
-    listed: npt.NDArray[np.int64]
-    covisit: npt.NDArray[np.float32]
-    """float32[N, 2]: summed with decays .8 and .95."""
-    follow: npt.NDArray[np.float32]
-    """float32[N], what followed the latest three items."""
-    strongest: npt.NDArray[np.float32]
-    because: npt.NDArray[np.int32]
-    touched: npt.NDArray[np.int32]
-    heap: npt.NDArray[np.int32]
-
-
-def new_lists(lists: int, candidates: int = CANDIDATES) -> Lists:
-    return Lists(
-        item=np.full((lists, candidates), -1, np.int32),
-        size=np.zeros(lists, np.int32),
-        source=np.zeros((lists, candidates), np.int8),
-        because=np.full((lists, candidates), -1, np.int32),
-        features=np.zeros((lists, candidates, FEATURE_COUNT), np.float32),
-    )
-
-
-def new_scratch(items: int) -> Scratch:
-    return Scratch(
-        stamp=np.zeros(1, np.int64),
-        excluded=np.zeros(items, np.int64),
-        listed=np.zeros(items, np.int64),
-        covisit=np.zeros((items, 2), np.float32),
-        follow=np.zeros(items, np.float32),
-        strongest=np.zeros(items, np.float32),
-        because=np.full(items, -1, np.int32),
-        touched=np.zeros(items, np.int32),
-        heap=np.zeros(COVISITED, np.int32),
-    )
+# log hours of an item nobody touched, about 1.5 years; log minutes of a user who comes for the first time.
+_NO_AGE, _NO_GAP = 9.5, 15.0
 
 
 @njit(cache=True)
-def _before(keys, a, b):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
-    return keys[a] > keys[b] or (keys[a] == keys[b] and a < b)
+def describe_list(arrays, scratch, vectors, available, query, people, worth, lists, row):  # type: ignore[no-untyped-def]  # pragma: no cover
+    """Propose the candidates of list `row` and fill in their features: all of them where `lists` has room."""
+    learned = lists.features.shape[2] > BASE_COUNT
+    propose(arrays, scratch, available, query, lists, row, worth, learned)
+    _describe(arrays, scratch, vectors, query, lists, row)
+    if learned:
+        _describe_more(arrays, scratch, vectors, query, people, lists, row)
+    clear(arrays, scratch, query, row)
 
 
 @njit(cache=True)
-def push(keys, item, out, size):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
-    """Put an item into the heap out[:size], worst kept first, of at most len(out) items; returns the new size."""
-    if size < out.shape[0]:
-        at = size
-        while at > 0:
-            parent = (at - 1) // 2
-            if _before(keys, item, out[parent]):
-                break
-            out[at] = out[parent]
-            at = parent
-        out[at] = item
-        return size + 1
-    if _before(keys, item, out[0]):
-        _sink(keys, item, out, size)
-    return size
-
-
-@njit(cache=True)
-def _sink(keys, item, out, size):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
-    at = 0
-    while True:
-        child = 2 * at + 1
-        if child >= size:
-            break
-        if child + 1 < size and _before(keys, out[child], out[child + 1]):
-            child += 1
-        if _before(keys, out[child], item):
-            break
-        out[at] = out[child]
-        at = child
-    out[at] = item
-
-
-@njit(cache=True)
-def sort_heap(keys, out, size):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
-    """Turn the heap out[:size] into a list, best first."""
-    for end in range(size - 1, 0, -1):
-        item = out[end]
-        out[end] = out[0]
-        _sink(keys, item, out, end)
-
-
-@njit(cache=True)
-def top_of(keys, members, count, out):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
-    """The best of members[:count] by keys (ties by index) into `out`, best first; returns how many."""
-    size = 0
-    for m in range(count):
-        size = push(keys, members[m], out, size)
-    sort_heap(keys, out, size)
-    return size
-
-
-@njit(cache=True, fastmath={"reassoc", "contract"})
-def dot(a, b):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
-    total = np.float32(0.0)
-    for d in range(a.shape[0]):
-        total += a[d] * b[d]
-    return total
-
-
-@njit(cache=True)
-def describe_list(arrays, scratch, vectors, available, query, lists, row):  # type: ignore[no-untyped-def]  # pragma: no cover
-    """Propose the candidates of list `row` and fill in their features."""
-    scratch.stamp[0] += 1
-    stamp = scratch.stamp[0]
-    recent = query.recent[row]
-    pairs, follows = arrays.pairs, arrays.follows
-    neighbour, pair_weight, candidates = pairs.neighbour, pairs.weight, scratch.touched
-    inverse_root, excluded = pairs.inverse_root, scratch.excluded
-    covisit, follow, strongest, because = scratch.covisit, scratch.follow, scratch.strongest, scratch.because
-
-    for e in range(query.excluded_from[row], query.excluded_to[row]):
-        if query.excluded[e] >= 0:
-            excluded[query.excluded[e]] = stamp
-    touched = 0
-    decay_80, decay_95 = 1.0, 1.0
-    for age in range(min(QUERY_WINDOW, recent.shape[0])):
-        other = recent[age]
-        if other < 0:
-            break
-        w80, w95 = np.float32(decay_80 * inverse_root[other]), np.float32(decay_95 * inverse_root[other])
-        decay_80 *= 0.8
-        decay_95 *= 0.95
-        for k in range(pairs.start[other], pairs.start[other] + pairs.size[other]):
-            item = neighbour[k]
-            weight = pair_weight[k]
-            if covisit[item, 1] == 0.0:
-                candidates[touched] = item
-                touched += 1
-            covisit[item, 0] += w80 * weight
-            covisit[item, 1] += w95 * weight
-            if age < REASON_WINDOW and w80 * weight > strongest[item]:
-                strongest[item] = w80 * weight
-                because[item] = other
-        if age < FOLLOW_WINDOW:
-            follow_norm = np.float32(0.6**age / (follows.total[other] + 3.0))
-            for k in range(follows.start[other], follows.start[other] + follows.size[other]):
-                follow[follows.neighbour[k]] += follows.weight[k] * follow_norm
-    # The heap's worst is looked at first: most items fall there, before anything else is asked of them.
-    scores, heap, best = covisit[:, 0], scratch.heap, 0
-    for m in range(touched):
-        item = candidates[m]
-        covisit[item, 0] *= inverse_root[item]
-        if best == heap.shape[0] and covisit[item, 0] < covisit[heap[0], 0]:
-            continue
-        if excluded[item] != stamp and available[item]:
-            best = push(scores, item, heap, best)
-    sort_heap(scores, heap, best)
-
-    # candidates: every source in turn gives its next one, so that an item's place is its best place in any source
-    places = np.zeros(SOURCE_COUNT, np.int64)
-    limit = lists.item.shape[1]
-    size = 0
-    open_sources = SOURCE_COUNT
-    while size < limit and open_sources > 0:
-        open_sources = 0
-        for source in range(SOURCE_COUNT):
-            while True:
-                at = places[source]
-                if source == 0:
-                    if at >= best:
-                        break
-                    item = scratch.heap[at]
-                elif source == 1:
-                    if at >= query.encoder_top.shape[1] or query.encoder_top[row, at] < 0:
-                        break
-                    item = query.encoder_top[row, at]
-                else:
-                    if at >= arrays.top_size[source - 2]:
-                        break
-                    item = arrays.top[source - 2, at]
-                places[source] += 1
-                if excluded[item] == stamp or not available[item]:
-                    continue
-                open_sources += 1
-                if scratch.listed[item] != stamp and size < limit:
-                    scratch.listed[item] = stamp
-                    lists.item[row, size] = item
-                    lists.source[row, size] = source
-                    lists.because[row, size] = because[item]
-                    size += 1
-                break
-    for m in range(query.newest.shape[0]):
-        if size >= FEW_CANDIDATES:
-            break
-        item = query.newest[m]
-        if excluded[item] != stamp and available[item] and scratch.listed[item] != stamp:
-            scratch.listed[item] = stamp
-            lists.item[row, size] = item
-            lists.source[row, size] = CATALOGUE
-            lists.because[row, size] = because[item]
-            size += 1
-    lists.size[row] = size
-
-    # features
-    now_ms = query.now_ms[row]
+def _describe(arrays, scratch, vectors, query, lists, row):  # type: ignore[no-untyped-def]  # pragma: no cover
+    now_ms, size = query.now_ms[row], lists.size[row]
     hours = now_ms / MS_PER_HOUR
     clock = arrays.clock[0]
     user = query.user[row]
+    covisit, follow, inverse_root = scratch.covisit, scratch.follow, arrays.pairs.inverse_root
     newcomer = np.float32(1.0 / (1.0 + query.history[row]))
     known = np.float32(1.0 - newcomer)
     mean = arrays.value_all[0] / max(arrays.value_all[1], 1.0)
@@ -337,24 +148,22 @@ def describe_list(arrays, scratch, vectors, available, query, lists, row):  # ty
     sum_80, sum_95 = np.float32(1e-9), np.float32(1e-9)
     for k in range(size):
         item = lists.item[row, k]
-        covisit[item, 1] *= inverse_root[item]
-        sum_80 += covisit[item, 0]
-        sum_95 += covisit[item, 1]
+        covisit[item, COVISIT_95] *= inverse_root[item]
+        sum_80 += covisit[item, COVISIT_80]
+        sum_95 += covisit[item, COVISIT_95]
     inverse_80, inverse_95 = np.float32(1.0) / sum_80, np.float32(1.0) / sum_95
     for k in range(size):
         item = lists.item[row, k]
         f = lists.features[row, k]
         f[1] = max(8.0 * (f[0] - top_score) - log_total, -9.0) * 0.5
         f[2:5] = 0.0
-        if covisit[item, 1] > 0.0:
-            f[2] = np.log(np.float32(covisit[item, 0] * inverse_80 + _SHARE_FLOOR)) - _LOG_SHARE_FLOOR
-            f[3] = np.log(np.float32(covisit[item, 1] * inverse_95 + _SHARE_FLOOR)) - _LOG_SHARE_FLOOR
-        if follow[item] > 0.0:
-            f[4] = np.log(follow[item] + _FOLLOW_FLOOR) - _LOG_FOLLOW_FLOOR
-        for c in range(_BY_EVENTS.shape[0]):
-            at = clock if _BY_EVENTS[c] else hours
-            level = (arrays.log_count[item, c] - at / _HALF_LIVES[c]) * _LN2
-            f[_COUNTS_AT + c] = min(max(level, _COUNT_FLOOR), _COUNT_CEILING)
+        if covisit[item, COVISIT_95] > 0.0:
+            f[2] = _share(covisit[item, COVISIT_80] * inverse_80)
+            f[3] = _share(covisit[item, COVISIT_95] * inverse_95)
+        if follow[item, FOLLOW_THREE] > 0.0:
+            f[4] = np.log(follow[item, FOLLOW_THREE] + _FOLLOW_FLOOR) - _LOG_FOLLOW_FLOOR
+        for c in range(BASE_COUNTS):
+            f[_COUNTS_AT + c] = _level(arrays, item, c, clock, hours)
         touches = np.log(np.float32(1.0 + arrays.touches[item]))
         f[_AFTER_COUNTS] = touches
         if arrays.touches[item] > 0.0:
@@ -364,20 +173,138 @@ def describe_list(arrays, scratch, vectors, available, query, lists, row):  # ty
         else:
             f[_AFTER_COUNTS + 1] = 14.0
             f[_AFTER_COUNTS + 2] = np.log1p(clock)
-            f[_AFTER_COUNTS + 3] = 9.5
+            f[_AFTER_COUNTS + 3] = _NO_AGE
         f[_AFTER_COUNTS + 5] = 0.0 if arrays.touches[item] > 0.0 else 1.0
         f[_AFTER_COUNTS + 4] = (arrays.value_sum[item] + 5.0 * mean) / (arrays.touches[item] + 5.0)
         f[_AFTER_COUNTS + 6] = f[2] * known
         f[_AFTER_COUNTS + 7] = touches * newcomer
 
-    for m in range(touched):
-        item = candidates[m]
-        covisit[item, 0] = 0.0
-        covisit[item, 1] = 0.0
-        strongest[item] = 0.0
-        because[item] = -1
-    for age in range(min(FOLLOW_WINDOW, recent.shape[0])):
-        other = recent[age]
-        if other >= 0:
-            for k in range(follows.start[other], follows.start[other] + follows.size[other]):
-                follow[follows.neighbour[k]] = 0.0
+
+@njit(cache=True)
+def _share(share):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
+    return np.log(np.float32(share + _SHARE_FLOOR)) - _LOG_SHARE_FLOOR
+
+
+@njit(cache=True)
+def _level(arrays, item, c, clock, hours):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
+    at = clock if _BY_EVENTS[c] else hours
+    level = (arrays.log_count[item, c] - at / _HALF_LIVES[c]) * _LN2
+    return min(max(level, _COUNT_FLOOR), _COUNT_CEILING)
+
+
+@njit(cache=True)
+def _describe_more(arrays, scratch, vectors, query, people, lists, row):  # type: ignore[no-untyped-def]  # pragma: no cover
+    now_ms, size, person = query.now_ms[row], lists.size[row], query.person[row]
+    hours, clock = now_ms / MS_PER_HOUR, arrays.clock[0]
+    covisit, follow, inverse_root = scratch.covisit, scratch.follow, arrays.pairs.inverse_root
+    choice, passed, weight = people.choice[person], people.passed[person], people.weight[person]
+    bias = vectors.shape[1] - 1
+    for p in range(PASSED_LENGTH):
+        if passed[p] >= 0:
+            scratch.passed[passed[p]] = p + 1
+    # The whole list: the encoder's softmax, sums of shares, ranks.
+    best, sum_50, sum_last, sum_80 = np.float32(-1e30), np.float32(1e-9), np.float32(1e-9), np.float32(1e-9)
+    sum_lately = np.float32(1e-9)
+    for k in range(size):
+        item = lists.item[row, k]
+        best = max(best, lists.features[row, k, 0])
+        sum_80 += covisit[item, COVISIT_80]
+        sum_50 += covisit[item, COVISIT_50] * inverse_root[item]
+        sum_last += covisit[item, COVISIT_LAST] * inverse_root[item]
+        sum_lately += covisit[item, COVISIT_LATELY] * inverse_root[item]
+    mass = 0.0
+    for k in range(size):
+        mass += np.exp(lists.features[row, k, 0] - best)
+    log_mass = np.log(max(mass, 1e-9))
+    entropy = 0.0
+    for k in range(size):
+        level = lists.features[row, k, 0] - best - log_mass
+        entropy -= np.exp(level) * level
+    by_encoder = _ranks(lists.features[row, :size, 0])
+    by_pairs = _ranks(lists.features[row, :size, 2])
+    by_popularity = _ranks(lists.features[row, :size, _POPULARITY])
+    by_recency = _ranks(-lists.features[row, :size, _EVENTS_SINCE_TOUCH])
+    last = query.recent[row, 0]
+    gap_minutes = max(now_ms - query.last_ms[row], 0) / 60_000.0 if query.last_ms[row] >= 0 else 1e6
+    log_gap = np.log(gap_minutes + 1.0)
+    for k in range(size):
+        item = lists.item[row, k]
+        f = lists.features[row, k]
+        for c in range(_MORE_COUNTS):
+            f[BASE_COUNT + c] = _level(arrays, item, BASE_COUNTS + c, clock, hours)
+        at = _AFTER_MORE
+        f[at] = max(f[0] - best - log_mass, -20.0)
+        f[at + 1] = np.log(np.float32(1.0 + by_encoder[k]))
+        f[at + 2] = -log_mass
+        f[at + 3] = entropy
+        f[at + 4] = 1.0 if vectors[item, 0] != 0.0 else 0.0
+        f[at + 5] = dot(vectors[item, :bias], vectors[last, :bias]) if last >= 0 else 0.0
+        f[at + 6] = _share(covisit[item, COVISIT_50] * inverse_root[item] / sum_50)
+        f[at + 7] = _share(covisit[item, COVISIT_LAST] * inverse_root[item] / sum_last)
+        f[at + 8] = _share(covisit[item, COVISIT_LIKED] * inverse_root[item] / sum_80)
+        f[at + 9] = np.log(np.float32(1.0 + by_pairs[k]))
+        f[at + 10] = np.log(follow[item, FOLLOW_LAST] + _FOLLOW_FLOOR) - _LOG_FOLLOW_FLOOR
+        f[at + 11] = np.log(follow[item, FOLLOW_SECOND] + _FOLLOW_FLOOR) - _LOG_FOLLOW_FLOOR
+        f[at + 12] = _share(covisit[item, COVISIT_LATELY] * inverse_root[item] / sum_lately)
+        f[at + 13] = np.log(np.float32(1.0 + clock - covisit[item, COVISIT_SEEN_AT]))
+        f[at + 14] = np.log(follow[item, FOLLOW_LATELY] + _FOLLOW_FLOOR) - _LOG_FOLLOW_FLOOR
+        f[at + 15] = np.log(np.float32(1.0 + clock - follow[item, FOLLOW_SEEN_AT]))
+        f[at + 16] = np.log(np.float32(1.0 + by_popularity[k]))
+        f[at + 17] = np.log(np.float32(1.0 + by_recency[k]))
+        f[at + 18] = np.log(np.float32(1.0 + query.history[row]))
+        f[at + 19] = log_gap if query.last_ms[row] >= 0 else _NO_GAP
+        f[at + 20] = _or(choice[HABIT_AGE], 5.0)
+        f[at + 21] = _or(choice[HABIT_TOUCHES], 4.0)
+        f[at + 22] = _or(choice[HABIT_RECENCY], 4.0)
+        f[at + 23] = _or(choice[HABIT_VALUE], 0.6)
+        f[at + 24] = abs(f[_AGE] - choice[HABIT_AGE]) if choice[HABIT_AGE] == choice[HABIT_AGE] else 2.0
+        f[at + 25] = (
+            abs(f[_AFTER_COUNTS] - choice[HABIT_TOUCHES]) if choice[HABIT_TOUCHES] == choice[HABIT_TOUCHES] else 1.0
+        )
+        f[at + 26] = (
+            abs(f[_EVENTS_SINCE_TOUCH] - choice[HABIT_RECENCY])
+            if choice[HABIT_RECENCY] == choice[HABIT_RECENCY]
+            else 1.0
+        )
+        f[at + 27], f[at + 28] = 0.0, 0.0
+        if arrays.touches[item] > 0.0:
+            since_born = max(now_ms - arrays.born_ms[item], 0) / 60_000.0
+            since_touch = max(now_ms - arrays.touched_ms[item], 0) / 60_000.0
+            f[at + 27] = min(max(np.log((since_born + 1.0) / (gap_minutes + 1.0)), -8.0), 8.0)
+            f[at + 28] = min(max(np.log((since_touch + 1.0) / (gap_minutes + 1.0)), -8.0), 8.0)
+        place = scratch.passed[item] - 1
+        f[at + 29] = np.log((weight[place, 0] if place >= 0 else 0.0) + 1e-3)
+        f[at + 30] = np.log((weight[place, 1] if place >= 0 else 0.0) + 1e-3)
+        f[at + 31] = np.log(1.0 + (weight[place, 2] if place >= 0 else 0.0))
+    for p in range(PASSED_LENGTH):
+        if passed[p] >= 0:
+            scratch.passed[passed[p]] = 0
+
+
+@njit(cache=True)
+def _or(value, otherwise):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
+    return value if value == value else otherwise  # NaN is not equal to itself
+
+
+@njit(cache=True)
+def _ranks(keys):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
+    """Place of each entry by falling key, from 0; ties by place."""
+    ranks = np.empty(keys.shape[0], np.int64)
+    order = np.argsort(-keys, kind="mergesort")
+    for place in range(order.shape[0]):
+        ranks[order[place]] = place
+    return ranks
+
+
+@njit(cache=True)
+def await_verdict(lists, row, people, person):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
+    """Note the head of a published list by the encoder: passed over, once the user does something else."""
+    at = _AFTER_MORE
+    pending, chance = people.pending[person], people.chance[person]
+    pending[:] = -1
+    chance[:] = 0.0
+    for k in range(lists.size[row]):
+        rank = np.int64(np.exp(lists.features[row, k, at + 1]) - 0.5)  # of log(1 + rank)
+        if rank < PENDING_LENGTH:
+            pending[rank] = lists.item[row, k]
+            chance[rank] = np.exp(lists.features[row, k, at])

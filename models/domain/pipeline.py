@@ -18,9 +18,10 @@ import numpy.typing as npt
 
 from models.domain import ranking
 from models.domain.batch import BatchResult, Incoming, PipelineOptions
+from models.domain.candidates import CANDIDATES, SOURCE_COUNT, Scratch, new_scratch
 from models.domain.catalogue import Catalogue
 from models.domain.events import Forget
-from models.domain.features import Scratch, new_scratch
+from models.domain.features import BASE_COUNT
 from models.domain.ports import F32, EventInputs, Ranker, UserEncoder
 from models.domain.ranking import AdaptiveWeights
 from models.domain.slices import Slice
@@ -32,6 +33,7 @@ from models.domain.waves import log2_gap
 # the features of its lists (11 KB each) stay in cache.
 SLICE = 256
 # Items the vector index proposes: eight sources in turn reach a depth of some twenty before 128 candidates are found.
+# Where sources have different worth, half of the candidates may come from it.
 NEAREST = 32
 
 Stage = Callable[[str], AbstractContextManager[object]]
@@ -82,15 +84,29 @@ class Pipeline:
         nearest: NearestItems | None = None,
         stage: Stage = untimed,
     ) -> None:
-        self.encoder, self.ranker, self.model_version, self.options = encoder, ranker, model_version, options
+        self.options = options
         self.catalogue = Catalogue(encoder.dimension) if catalogue is None else catalogue
         self.statistics = statistics or Statistics()
         self.index, self.stage = nearest, stage
-        initial = ranker.initial_weights
-        self.weights = None if initial is None else AdaptiveWeights(initial)
         self.json = msgspec.json.Encoder()
-        self._kinds = {kind: at for at, kind in enumerate(encoder.kinds)}
         self._scratch = new_scratch(1)
+        self.use(encoder, ranker, model_version)
+
+    def use(self, encoder: UserEncoder, ranker: Ranker, model_version: str) -> None:
+        """Serve another model from the next batch on; states are refolded as they come. Item vectors are the caller's.
+
+        A log-linear ranker starts from its bundle's weights again.
+        """
+        self.encoder, self.ranker, self.model_version = encoder, ranker, model_version
+        initial, worth = ranker.initial_weights, ranker.source_weights
+        self.weights = None if initial is None else AdaptiveWeights(initial)
+        self.learned = len(ranker.features) > BASE_COUNT
+        """Whether the ranker reads the features that only a learned one makes use of."""
+        self.candidates = ranker.candidates or CANDIDATES
+        self.source_weights = np.ones(SOURCE_COUNT) if worth is None else np.asarray(worth, np.float64)
+        self.nearest_depth = max(NEAREST, self.candidates // 2) if self.learned else NEAREST
+        self._kinds = {kind: at for at, kind in enumerate(encoder.kinds)}
+        self._start: F32 | None = None
 
     def run(
         self,
@@ -124,18 +140,33 @@ class Pipeline:
     def working_copy(self, user_id: str, stored: UserState | None) -> UserState:
         """A state to change: a copy of the stored one, refolded when another model wrote it, or a new one."""
         if stored is None:
-            user = np.zeros(self.encoder.dimension, np.float32)
-            return UserState(user_id, self.encoder.initial_state(), user, self.model_version)
+            return UserState(user_id, self.encoder.initial_state(), self.newcomer(), self.model_version)
         state = stored.copy()
         if state.model_version != self.model_version:
             self.refold(state)
         state.resolve(self.catalogue)
         return state
 
+    def newcomer(self) -> F32:
+        """float32[D], the vector of a user of whom nothing is known: what the encoder makes of an empty history."""
+        if self._start is None:
+            encoder = self.encoder
+            empty = EventInputs(
+                item=np.zeros((1, 0, encoder.dimension), np.float32),
+                text=np.zeros((1, 0, encoder.text_dimension), np.float32),
+                kind=np.zeros((1, 0), np.int64),
+                strength=np.zeros((1, 0), np.float32),
+                value=np.zeros((1, 0), np.float32),
+                log2_gap=np.zeros((1, 0), np.float32),
+            )
+            _, users = encoder.sequence(encoder.initial_state()[None], empty, np.zeros((1, 0), np.bool_))
+            self._start = users[0]
+        return self._start
+
     def refold(self, state: UserState) -> None:
         """Rebuild the encoder's part of a state that another model wrote, from the interactions it remembers."""
         state.banks, state.model_version = self.encoder.initial_state(), self.model_version
-        state.user = np.zeros(self.encoder.dimension, np.float32)
+        state.user = self.newcomer()
         history = state.recent
         if not history:
             return
@@ -146,7 +177,7 @@ class Pipeline:
             text=np.zeros((1, len(history), self.encoder.text_dimension), np.float32),
             kind=np.array([[self.kind_index(r.kind) for r in history]], np.int64),
             strength=np.array([[self.options.strength(r.kind, r.value) for r in history]], np.float32),
-            value=np.array([[r.value or 0.0 for r in history]], np.float32),
+            value=np.array([[self.options.share(r.value) for r in history]], np.float32),
             log2_gap=np.array([[log2_gap(a, b) for a, b in pairwise(times)]], np.float32),
         )
         banks, users = self.encoder.sequence(state.banks[None], inputs, np.ones((1, len(history)), np.bool_))
@@ -158,15 +189,15 @@ class Pipeline:
     def nearest_to(
         self, users: F32, excluded: npt.NDArray[np.int32], starts: npt.NDArray[np.int64], ends: npt.NDArray[np.int64]
     ) -> npt.NDArray[np.int32]:
-        """Returns: int32[L, NEAREST]; rows of -1 for users of whom the encoder knows nothing."""
+        """Returns: int32[L, E]; rows of -1 for users of whom the encoder knows nothing."""
         if self.index is not None:
-            return self.index.nearest(users, excluded, starts, ends, NEAREST)
-        out = np.full((len(users), NEAREST), -1, np.int32)
+            return self.index.nearest(users, excluded, starts, ends, self.nearest_depth)
+        out = np.full((len(users), self.nearest_depth), -1, np.int32)
         items = len(self.catalogue)
         eligible = self.catalogue.has_vector[:items] & self.catalogue.available[:items]
         known = np.flatnonzero(np.any(users[:, :-1] != 0.0, axis=1))
         if len(known) and eligible.any():
-            places = np.empty((len(known), NEAREST), np.int32)
+            places = np.empty((len(known), self.nearest_depth), np.int32)
             scores = np.empty((len(known), items), np.float32)
             ranking.inner_products(users[known], self.catalogue.vectors, scores)
             ranking.nearest(scores, eligible, excluded, starts[known], ends[known], places)

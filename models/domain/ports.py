@@ -29,7 +29,7 @@ class EventInputs(NamedTuple):
     strength: F32
     """float32[B], how strongly the event speaks for the item; negative speaks against it."""
     value: F32
-    """float32[B], the rating as sent; 0 when there is none."""
+    """float32[B], the rating as a share of its scale, 0 to 1; -1 when there is none."""
     log2_gap: F32
     """float32[B], log2(1 + seconds since the user's previous event); -1 for the first event."""
 
@@ -87,6 +87,10 @@ class ItemEncoder(Protocol):
         """
         ...
 
+    def placeholder(self, item_id: str) -> F32:
+        """Returns: float32[D], of an item of which nothing is known but its id."""
+        ...
+
 
 class TextEncoder(Protocol):
     """Language model: text to an L2-normalised embedding."""
@@ -110,6 +114,16 @@ class Ranker(Protocol):
     @property
     def initial_weights(self) -> F32 | None:
         """float32[F] where the ranker is log-linear with weights given at each call, else None."""
+        ...
+
+    @property
+    def candidates(self) -> int:
+        """Candidates a list that it was trained on; 0 = no matter."""
+        ...
+
+    @property
+    def source_weights(self) -> F32 | None:
+        """float32[S], what each candidate source has been worth on the stream it was trained on; None = all alike."""
         ...
 
     def score(self, features: F32, weights: F32 | None) -> F32:

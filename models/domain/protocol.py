@@ -8,13 +8,13 @@ Source: research/ranker-and-protocol.md, section 4.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from models.domain.batch import Incoming
+from models.domain.batch import Examples, Incoming
 from models.domain.evaluation import hit, interval_by_user, ndcg
-from models.domain.events import MAX_LIST_LENGTH, Event, Interaction, Recommendation, Request, encoded_text
+from models.domain.events import MAX_LIST_LENGTH, Event, Interaction, Recommendation, Request
 from models.domain.pipeline import Pipeline
 from models.domain.ports import F32
 from models.domain.state import UserState
@@ -25,7 +25,15 @@ TRAINED_SHARE = 0.8
 _BATCH = 512
 _LOG = "file"
 
-Texts = Callable[[Sequence[str]], F32]
+
+class Learner(Protocol):
+    """Whoever trains on the log as it is played: `fit` plays [0, end), `learn` is called after each scored block."""
+
+    block: int
+
+    def fit(self, player: Player, end: int) -> None: ...
+
+    def learn(self, player: Player, start: int, end: int) -> None: ...
 
 
 class ScoredEvent:
@@ -52,45 +60,77 @@ def replay(
     events: Sequence[Event],
     protocol: str,
     *,
-    encode_texts: Texts | None = None,
+    texts: Mapping[str, F32] | None = None,
+    learner: Learner | None = None,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Iterator[ScoredEvent]:
-    """Play events (in time order) and yield the scored ones of the last 20%."""
+    """Play events (in time order) and yield the scored ones of the last 20%.
+
+    Args:
+        texts: embedding of each text that the events carry.
+        learner: trains on the first 80%, and under P2 on each block after it was scored.
+    """
     if protocol not in PROTOCOLS:
         raise ValueError(f"unknown protocol {protocol!r}; known: {', '.join(PROTOCOLS)}")
-    player = _Player(pipeline, encode_texts)
+    player = Player(pipeline, events, texts, progress)
     start = scored_from(events)
-    for at in range(0, start, _BATCH):
-        player.play(events[at : min(at + _BATCH, start)])
-        progress(min(at + _BATCH, start))
+    if learner is not None:
+        learner.fit(player, start)
+    for _ in player.play_to(start):
+        pass
     if protocol != "p2":
-        player.options = pipeline.options._replace(learn=False, counts=False, asked_share=1.0)
+        player.options = player.options._replace(learn=False, counts=False)
     if protocol == "p1-strict":
-        yield from _strict(player, events, start, progress)
+        yield from _strict(player, start, progress)
         return
-    for at in range(start, len(events), _BATCH):
-        yield from player.play(events[at : at + _BATCH])
-        progress(min(at + _BATCH, len(events)))
+    if protocol == "p1" or learner is None:
+        yield from player.play_to(len(events))
+        return
+    player.options = player.options._replace(examples=True)
+    for at in range(start, len(events), learner.block):
+        end = min(at + learner.block, len(events))
+        yield from player.play_to(end)
+        learner.learn(player, at, end)
 
 
-class _Player:
-    """The pipeline with a dictionary for a store."""
+class Player:
+    """Plays a log through a pipeline, with a dictionary for a store."""
 
-    def __init__(self, pipeline: Pipeline, encode_texts: Texts | None) -> None:
-        self.pipeline, self.encode_texts = pipeline, encode_texts
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        events: Sequence[Event],
+        texts: Mapping[str, F32] | None = None,
+        progress: Callable[[int], None] = lambda _: None,
+    ) -> None:
+        self.pipeline, self.events, self.progress = pipeline, events, progress
+        self.texts = texts or {}
         self.options = pipeline.options._replace(asked_share=1.0)
         self.states: dict[str, UserState] = {}
-        self.offset = 0
+        self.played = 0
+        """Events of the log played so far."""
+        self.examples: list[Examples] = []
+        """Of the batches played with `options.examples`; positions are the log's. Emptied by whoever learns from it."""
+        self._offset = 0
 
-    def play(self, events: Sequence[Event]) -> list[ScoredEvent]:
+    def play_to(self, end: int) -> Iterator[ScoredEvent]:
+        """Play on up to event `end`."""
+        while self.played < end:
+            start, self.played = self.played, min(self.played + _BATCH, end)
+            yield from self.play(self.events[start : self.played], start)
+            self.progress(self.played)
+
+    def play(self, events: Sequence[Event], start: int) -> list[ScoredEvent]:
+        """Play `events`, which stand in the log from `start` on."""
         incoming = []
         for event in events:
-            incoming.append(Incoming(event, _LOG, self.offset))
-            self.offset += 1
+            incoming.append(Incoming(event, _LOG, self._offset))
+            self._offset += 1
         result = self.pipeline.run(
-            incoming, self.states, generated_at_ms=lambda now: now, texts=self._texts(events), options=self.options
+            incoming, self.states, generated_at_ms=lambda now: now, texts=self.texts, options=self.options
         )
         self.states.update(result.states)
+        self.examples += [e._replace(position=e.position + start, asked=e.asked + start) for e in result.examples]
         cold = {score.position: score.cold for score in result.scores}
         return [
             ScoredEvent(event, asked, result.last_published[at], cold[at])
@@ -102,30 +142,22 @@ class _Player:
         """The list a user would get now; leaves no trace."""
         request = Request(request_id="ask", user_id=user_id, k=k, event_time_ms=now_ms)
         result = self.pipeline.run(
-            [Incoming(request, _LOG, self.offset)], self.states, generated_at_ms=lambda now: now, options=self.options
+            [Incoming(request, _LOG, self._offset)], self.states, generated_at_ms=lambda now: now, options=self.options
         )
         made = _decode(result.published[0].data)
         return tuple(item.item_id for item in made.items)
 
-    def _texts(self, events: Sequence[Event]) -> Mapping[str, F32]:
-        texts = list(dict.fromkeys(t for event in events if (t := encoded_text(event))))
-        if not texts or self.encode_texts is None:
-            return {}
-        return dict(zip(texts, self.encode_texts(texts), strict=True))
 
-
-def _strict(
-    player: _Player, events: Sequence[Event], start: int, progress: Callable[[int], None]
-) -> Iterator[ScoredEvent]:
+def _strict(player: Player, start: int, progress: Callable[[int], None]) -> Iterator[ScoredEvent]:
     """An event enters its user's state only when a later stamp of that user arrives."""
     waiting: dict[str, list[Event]] = {}
     catalogue = player.pipeline.catalogue
     touched = {user: set(state.seen) for user, state in player.states.items()}
-    for at, event in enumerate(events[start:], start):
+    for at, event in enumerate(player.events[start:], start):
         user = str(event.user_id)
         held = waiting.setdefault(user, [])
         if held and held[0].event_time_ms < event.event_time_ms:
-            player.play(held)
+            player.play(held, start)
             held.clear()
         if isinstance(event, Interaction):
             item = catalogue.intern(str(event.item_id))

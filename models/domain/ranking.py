@@ -12,7 +12,9 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from models.domain.features import FEATURE_COUNT, FEATURES, describe_list, dot, push, sort_heap, top_of
+from models.domain.features import BASE_COUNT, BASE_FEATURES, await_verdict, describe_list
+from models.domain.habits import choose, pass_over
+from models.domain.heaps import dot, push, sort_heap, top_of
 from models.domain.statistics import touch_one
 
 # Adagrad step: chosen on the validation parts of films and articles (see models/README.md).
@@ -36,7 +38,7 @@ BOOTSTRAP_WEIGHTS: dict[str, float] = {
 
 
 def bootstrap_weights() -> tuple[float, ...]:
-    return tuple(BOOTSTRAP_WEIGHTS.get(name, 0.0) for name in FEATURES)
+    return tuple(BOOTSTRAP_WEIGHTS.get(name, 0.0) for name in BASE_FEATURES)
 
 
 class AdaptiveWeights:
@@ -47,7 +49,7 @@ class AdaptiveWeights:
 
     def __init__(self, initial: npt.ArrayLike) -> None:
         self.weights = np.array(initial, np.float64)
-        self.squares = np.full(FEATURE_COUNT, FIRST_SQUARES)
+        self.squares = np.full(BASE_COUNT, FIRST_SQUARES)
         """Sum of squared gradients, started so that the first steps are no leaps."""
 
     def add(self, weights: npt.ArrayLike, squares: npt.ArrayLike) -> None:
@@ -74,6 +76,8 @@ class Timeline(NamedTuple):
     first: npt.NDArray[np.bool_]
     strong: npt.NDArray[np.bool_]
     recent: npt.NDArray[np.int32]
+    person: npt.NDArray[np.int64]
+    """int64[n], row of the slice's `People`."""
 
 
 @njit(cache=True)
@@ -104,13 +108,14 @@ def _learn(features, size, chosen, weights, squares):  # type: ignore[no-untyped
 
 
 @njit(cache=True, nogil=True)
-def play(arrays, scratch, vectors, available, query, lists, weights, squares, row_weights, timeline):  # type: ignore[no-untyped-def]  # pragma: no cover
+def play(arrays, scratch, vectors, available, query, people, worth, lists, weights, squares, row_weights, timeline):  # type: ignore[no-untyped-def]  # pragma: no cover
     """Play one slice. Fills `lists` and row_weights (float32[L, F], the weights when each list was made)."""
+    learned = lists.features.shape[2] > BASE_COUNT
     for k in range(timeline.item.shape[0]):
-        row = timeline.ask_row[k]
+        row, person = timeline.ask_row[k], timeline.person[k]
         if row >= 0:
             if timeline.ask_fresh[k]:
-                describe_list(arrays, scratch, vectors, available, query, lists, row)
+                describe_list(arrays, scratch, vectors, available, query, people, worth, lists, row)
                 for f in range(weights.shape[0]):
                     row_weights[row, f] = weights[f]
             if timeline.learn[k] and timeline.target[k] >= 0:
@@ -118,19 +123,30 @@ def play(arrays, scratch, vectors, available, query, lists, weights, squares, ro
                     if lists.item[row, at] == timeline.target[k]:
                         _learn(lists.features[row], lists.size[row], at, weights, squares)
                         break
+            if learned and timeline.publish_row[k] < 0:
+                # Nothing is published: what is asked stands for it.
+                await_verdict(lists, row, people, person)
+                pass_over(people, person)
+        item, first = timeline.item[k], timeline.first[k]
+        if learned and item >= 0:
+            choose(arrays, people, person, item, timeline.event_time_ms[k], timeline.value[k], first)
         if timeline.counts[k]:
             touch_one(
                 arrays,
-                timeline.item[k],
+                item,
                 timeline.event_time_ms[k],
                 timeline.value[k],
-                timeline.first[k],
+                first,
                 timeline.strong[k],
                 timeline.recent[k],
             )
         row = timeline.publish_row[k]
         if row >= 0:
-            describe_list(arrays, scratch, vectors, available, query, lists, row)
+            if learned:
+                pass_over(people, person)
+            describe_list(arrays, scratch, vectors, available, query, people, worth, lists, row)
+            if learned:
+                await_verdict(lists, row, people, person)
             for f in range(weights.shape[0]):
                 row_weights[row, f] = weights[f]
 

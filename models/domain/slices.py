@@ -13,7 +13,18 @@ import numpy as np
 import numpy.typing as npt
 
 from models.domain import ranking, waves
-from models.domain.batch import FOLDED, REPLAYED, BatchResult, Incoming, PipelineOptions, Published, Score
+from models.domain.batch import (
+    FOLDED,
+    NO_VALUE,
+    REPLAYED,
+    BatchResult,
+    Examples,
+    Incoming,
+    PipelineOptions,
+    Published,
+    Score,
+)
+from models.domain.candidates import COVISITATION, LEARNED_QUERY_WINDOW, SOURCES, Lists, Query, new_lists
 from models.domain.events import (
     Event,
     Forget,
@@ -25,8 +36,9 @@ from models.domain.events import (
     Search,
     encoded_text,
 )
-from models.domain.features import CANDIDATES, COVISITATION, FEATURE_COUNT, SOURCES, Lists, Query, new_lists
+from models.domain.features import BASE_COUNT
 from models.domain.gate import admit
+from models.domain.habits import People, habits_of, people_of
 from models.domain.ports import F32
 from models.domain.ranking import AdaptiveWeights, Timeline
 from models.domain.reasons import because_of, of_source
@@ -56,13 +68,16 @@ class _Row(NamedTuple):
     after: bool
     """Whether the list is made of the user as the record left him, or as it found him."""
     now_ms: int
+    last_ms: int
     recent: list[int]
     excluded: npt.NDArray[np.int32]
     history: int
     length: int
     sequence: int = 0
     interactions: Sequence[Recent] = ()
-    """What the user had done by then, for the reasons."""
+    """What the user had done by then."""
+    target: int = -1
+    """What was chosen of the list, where it is asked just before a choice."""
 
 
 class _Choice(NamedTuple):
@@ -92,6 +107,7 @@ class _Moment(NamedTuple):
     first: bool = False
     strong: bool = False
     recent: Sequence[int] = ()
+    person: int = 0
 
 
 class Slice:
@@ -116,6 +132,8 @@ class Slice:
         self.moments: list[_Moment] = []
         self.choices: list[_Choice] = []
         self.last_row: dict[str, int] = {}
+        self.people: dict[str, int] = {}
+        """Row of each user in the slice's `People`."""
         self.searched: list[int] = []
         """Which search of the vector index each list shares."""
 
@@ -135,7 +153,9 @@ class Slice:
             users[at] = vector
             # A list asked just before an event has the vector and exclusions of the one published last: search once.
             self.searched.append(known.setdefault((id(vector), len(row.excluded)), len(known)))
-        lists, weights = new_lists(len(self.rows)), np.zeros((len(self.rows), FEATURE_COUNT), np.float32)
+        pipeline = self.pipeline
+        lists = new_lists(len(self.rows), len(pipeline.ranker.features), pipeline.candidates)
+        weights = np.zeros((len(self.rows), BASE_COUNT), np.float32)
         self.pipeline.statistics.reserve(len(self.catalogue), len(self.moments))
         with stage("retrieve"):
             self._play(self._query(users), lists, weights)
@@ -143,10 +163,34 @@ class Slice:
             with stage("rank"):
                 adaptive = self.pipeline.weights is not None
                 scores = self.pipeline.ranker.score(lists.features, weights if adaptive else None)
-                length = min(max(row.length for row in self.rows), CANDIDATES)
+                length = min(max(row.length for row in self.rows), pipeline.candidates)
                 places = np.empty((len(self.rows), length), np.int32)
                 ranking.best_places(np.ascontiguousarray(scores, np.float32), lists.size, places)
                 self._write(lists, scores, places)
+            if self.options.examples:
+                self._keep_examples(lists)
+
+    def _keep_examples(self, lists: Lists) -> None:
+        """What a ranker learns from: the asked lists that hold what was chosen then."""
+        found = [
+            (choice.position, choice.asked_row, int(at[0]))
+            for choice in self.choices
+            if choice.asked_row >= 0
+            and len(at := np.flatnonzero(lists.item[choice.asked_row, : lists.size[choice.asked_row]] == choice.item))
+        ]
+        asked = [choice.asked_row for choice in self.choices if self.rows[choice.asked_row].target >= 0]
+        rows = [row for _, row, _ in found]
+        self.result.examples.append(
+            Examples(
+                position=np.array([position for position, _, _ in found], np.int64),
+                features=lists.features[rows],
+                size=lists.size[rows],
+                chosen=np.array([at for _, _, at in found], np.int32),
+                asked=np.array([choice.position for choice in self.choices if choice.asked_row >= 0], np.int64),
+                reached=lists.reached[asked].sum(axis=0),
+                reachable=len(asked),
+            )
+        )
 
     # fold -------------------------------------------------------------------------------------------------------------
 
@@ -180,10 +224,10 @@ class Slice:
             self._hide(position, event, state)
         elif isinstance(event, Search):
             self._step(
-                position, state, None, encoded_text(event), event.type, SEARCH_STRENGTH, 0.0, event.event_time_ms
+                position, state, None, encoded_text(event), event.type, SEARCH_STRENGTH, NO_VALUE, event.event_time_ms
             )
             self._settle(state, event.event_time_ms)
-            self.moments.append(_Moment(publish_row=self._publish(position, state, event.event_time_ms)))
+            self._answer(position, state, event.event_time_ms)
         elif isinstance(event, Forget):
             self._forget(event, state)
 
@@ -192,14 +236,13 @@ class Slice:
         now_ms, kind, value = event.event_time_ms, event.type, event.value
         item = catalogue.intern(str(event.item_id))
         known = catalogue.touch(item)
-        recent = state.recent_items(catalogue, PAIR_WINDOW)
-        excluded = state.excluded_items(catalogue)
-        history = state.events
+        before = state.recent, state.recent_items(catalogue, LEARNED_QUERY_WINDOW), state.excluded_items(catalogue)
+        recent, history = before[1][:PAIR_WINDOW], state.events
         first = state.remember_item(catalogue, item, excluded=kind not in options.repeatable_kinds)
         ask_row, fresh = -1, False
         if first and known:
             if event_hash(str(event.event_id)) < options.asked_share * _ASK_SCALE:
-                ask_row, fresh = self._ask(position, state, now_ms, recent, excluded, history)
+                ask_row, fresh = self._ask(position, state, now_ms, item, *before)
             published = self.last_row.get(state.user_id, -1)
             self.choices.append(
                 _Choice(position, item, history < COLD_EVENTS, ask_row, published, state.last_items, state.last_model)
@@ -211,7 +254,7 @@ class Slice:
             encoded_text(event),
             kind,
             options.strength(kind, value),
-            value or 0.0,
+            options.share(value),
             now_ms,
         )
         state.remember_interaction(Recent(catalogue.ids[item], kind, value, now_ms))
@@ -232,6 +275,7 @@ class Slice:
                 first=first,
                 strong=liking > STRONG_LIKING,
                 recent=recent,
+                person=self._person(state),
             )
         )
 
@@ -239,9 +283,9 @@ class Slice:
         item = self.catalogue.intern(str(event.item_id))
         state.remember_item(self.catalogue, item, excluded=True)
         vector = self.catalogue.vectors[item] if self.catalogue.has_vector[item] else None
-        self._step(position, state, vector, None, event.type, HIDE_STRENGTH, 0.0, event.event_time_ms)
+        self._step(position, state, vector, None, event.type, HIDE_STRENGTH, NO_VALUE, event.event_time_ms)
         self._settle(state, event.event_time_ms)
-        self.moments.append(_Moment(publish_row=self._publish(position, state, event.event_time_ms)))
+        self._answer(position, state, event.event_time_ms)
 
     def _request(self, position: int, request: Request, state: UserState) -> None:
         now_ms = (
@@ -250,8 +294,10 @@ class Slice:
             else max(self.stream_now_ms, state.last_event_ms, 0)
         )
         text = encoded_text(request)
-        self._step(position, state, None, text, "search", SEARCH_STRENGTH if text else 0.0, 0.0, now_ms, keep=False)
-        self.moments.append(_Moment(publish_row=self._publish(position, state, now_ms, length=request.k)))
+        self._step(
+            position, state, None, text, "search", SEARCH_STRENGTH if text else 0.0, NO_VALUE, now_ms, keep=False
+        )
+        self._answer(position, state, now_ms, length=request.k)
 
     def _forget(self, event: Forget, state: UserState) -> None:
         state.forget(event.event_time_ms, self.pipeline.encoder.initial_state(), np.zeros_like(state.user))
@@ -292,33 +338,59 @@ class Slice:
 
     # lists ------------------------------------------------------------------------------------------------------------
 
+    def _person(self, state: UserState) -> int:
+        return self.people.setdefault(state.user_id, len(self.people))
+
     def _ask(
         self,
         position: int,
         state: UserState,
         now_ms: int,
+        item: int,
+        interactions: Sequence[Recent],
         recent: list[int],
         excluded: npt.NDArray[np.int32],
-        history: int,
     ) -> tuple[int, bool]:
         """Row of the list as it would be just before the record, and whether it has to be made."""
+        length = self.options.list_length
         if self.moments and self.moments[-1].publish_row >= 0:
             row = self.rows[self.moments[-1].publish_row]
-            same = row.state is state and row.now_ms == now_ms and row.length == self.options.list_length
+            same = row.state is state and row.now_ms == now_ms and row.length == length
             if same and not isinstance(self._event(row.position), Request):
                 return self.moments[-1].publish_row, False  # nothing has changed since that list was published
-        self.rows.append(_Row(position, state, False, now_ms, recent, excluded, history, self.options.list_length))
+        last_ms, history = state.last_event_ms, state.events
+        self.rows.append(
+            _Row(position, state, False, now_ms, last_ms, recent, excluded, history, length, 0, interactions, item)
+        )
         return len(self.rows) - 1, True
+
+    def _answer(self, position: int, state: UserState, now_ms: int, length: int | None = None) -> None:
+        """A list for a record that counts nothing."""
+        row = self._publish(position, state, now_ms, length)
+        self.moments.append(_Moment(publish_row=row, person=self._person(state)))
 
     def _publish(self, position: int, state: UserState, now_ms: int, length: int | None = None) -> int:
         if not self.options.publish:
             return -1
         state.sequence += 1
-        recent = state.recent_items(self.catalogue, PAIR_WINDOW)
+        recent = state.recent_items(self.catalogue, LEARNED_QUERY_WINDOW)
         excluded = state.excluded_items(self.catalogue)
         length = self.options.list_length if length is None else length
+        last_ms, history = state.last_event_ms, state.events
         self.rows.append(
-            _Row(position, state, True, now_ms, recent, excluded, state.events, length, state.sequence, state.recent)
+            _Row(
+                position,
+                state,
+                True,
+                now_ms,
+                last_ms,
+                recent,
+                excluded,
+                history,
+                length,
+                state.sequence,
+                state.recent,
+            )
         )
         self.last_row[state.user_id] = len(self.rows) - 1
         return len(self.rows) - 1
@@ -331,14 +403,39 @@ class Slice:
         return Query(
             user=users,
             now_ms=np.array([row.now_ms for row in rows], np.int64),
-            recent=_padded([row.recent for row in rows]),
+            last_ms=np.array([row.last_ms for row in rows], np.int64),
+            recent=_padded([row.recent for row in rows], LEARNED_QUERY_WINDOW),
+            liked=self._liked(),
             history=np.array([row.history for row in rows], np.float32),
+            person=np.array([self._person(row.state) for row in rows], np.int64),
+            target=np.array([row.target for row in rows], np.int32),
             encoder_top=self._nearest(users, excluded, starts, ends),
             newest=self.catalogue.newest(NEWEST),
             excluded_from=starts,
             excluded_to=ends,
             excluded=excluded,
         )
+
+    def _people(self) -> People:
+        states = self.result.states
+        if not self.pipeline.learned:
+            return people_of([])
+        return people_of(states[user_id].habits for user_id in self.people)
+
+    def _liked(self) -> npt.NDArray[np.bool_]:
+        """bool[L, LEARNED_QUERY_WINDOW]: the latest word on each recent item was a good one."""
+        out = np.zeros((len(self.rows), LEARNED_QUERY_WINDOW), np.bool_)
+        if not self.pipeline.learned:
+            return out
+        options = self.options
+        for at, row in enumerate(self.rows):
+            latest: dict[str, bool] = {}
+            for one in reversed(row.interactions):
+                latest.setdefault(one.item_id, options.liking(one.kind, one.value) > STRONG_LIKING)
+                if len(latest) == LEARNED_QUERY_WINDOW:
+                    break
+            out[at, : len(latest)] = list(latest.values())
+        return out
 
     def _nearest(
         self, users: F32, excluded: npt.NDArray[np.int32], starts: npt.NDArray[np.int64], ends: npt.NDArray[np.int64]
@@ -363,21 +460,28 @@ class Slice:
             value=np.array([m.value for m in moments], np.float32),
             first=np.array([m.first for m in moments], np.bool_),
             strong=np.array([m.strong for m in moments], np.bool_),
-            recent=_padded([m.recent for m in moments]),
+            recent=_padded([m.recent for m in moments], PAIR_WINDOW),
+            person=np.array([m.person for m in moments], np.int64),
         )
-        weights = pipeline.weights or AdaptiveWeights(np.zeros(FEATURE_COUNT))
+        weights = pipeline.weights or AdaptiveWeights(np.zeros(BASE_COUNT))
+        people = self._people()
         ranking.play(
             pipeline.statistics.arrays,
             pipeline.scratch(),
             self.catalogue.vectors,
             self.catalogue.available,
             query,
+            people,
+            pipeline.source_weights,
             lists,
             weights.weights,
             weights.squares,
             row_weights,
             timeline,
         )
+        if pipeline.learned:
+            for user_id, row in self.people.items():
+                self.result.states[user_id].habits = habits_of(people, row)
         kept = timeline.counts
         if kept.any():
             self.result.touches.append(
@@ -479,8 +583,8 @@ def _recommendation_id(user_id: str, sequence: int, cause: str) -> str:
     return hashlib.blake2b(text, digest_size=12).hexdigest()
 
 
-def _padded(rows: Sequence[Sequence[int]]) -> npt.NDArray[np.int32]:
-    out = np.full((len(rows), PAIR_WINDOW), -1, np.int32)
+def _padded(rows: Sequence[Sequence[int]], length: int) -> npt.NDArray[np.int32]:
+    out = np.full((len(rows), length), -1, np.int32)
     for at, row in enumerate(rows):
         out[at, : len(row)] = row
     return out

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from models.domain.catalogue import Catalogue
 from models.domain.errors import StateError
+from models.domain.habits import NO_HABITS, pack_habits, unpack_habits
 from models.domain.ports import UserRecord
 
 F32 = npt.NDArray[np.float32]
@@ -60,6 +61,7 @@ class UserState:
         "excluded",
         "excluded_size",
         "forgotten_ms",
+        "habits",
         "last_event_ms",
         "last_items",
         "last_list",
@@ -86,6 +88,8 @@ class UserState:
         self.recent: list[Recent] = []
         """Oldest first; never changed in place."""
         self.recent_index: list[int] | None = None
+        self.habits = NO_HABITS
+        """What a learned ranker knows of the user's ways; replaced, never changed in place."""
         self.seen: dict[int, bool] = {}
         """Item hash -> whether the item is excluded from lists; in order of first touch."""
         self.ring: dict[int, None] = {}
@@ -174,7 +178,7 @@ class UserState:
         """Keep nothing but what stops older events from coming back."""
         self.banks, self.user = banks, user
         self.recent, self.recent_index, self.seen, self.ring = [], None, {}, {}
-        self.events, self.last_event_ms = 0, -1
+        self.events, self.last_event_ms, self.habits = 0, -1, NO_HABITS
         self.last_list, self.last_items, self.last_model = b"", (), ""
         self.excluded, self.excluded_size, self.unresolved = np.empty(16, np.int32), 0, []
         self.forgotten_ms = max(self.forgotten_ms, at_ms)
@@ -213,13 +217,14 @@ class StoredBody(msgspec.Struct, array_like=True):
     last_list: bytes
     last_items: list[str]
     last_model: str
+    habits: bytes = b""
 
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(StoredBody)
 
 
-def pack(state: UserState) -> UserRecord:
+def pack(state: UserState, catalogue: Catalogue) -> UserRecord:
     body = StoredBody(
         version=STATE_VERSION,
         user_id=state.user_id if state.events or state.last_list or state.forgotten_ms < 0 else "",
@@ -236,6 +241,7 @@ def pack(state: UserState) -> UserRecord:
         last_list=state.last_list,
         last_items=list(state.last_items),
         last_model=state.last_model,
+        habits=pack_habits(state.habits, catalogue.hashes),
     )
     return UserRecord(
         user_key=user_key(state.user_id),
@@ -270,6 +276,7 @@ def unpack(user_id: str, record: UserRecord, catalogue: Catalogue) -> UserState:
     state.events, state.revision, state.sequence = stored.events, record.revision, stored.sequence
     state.last_event_ms, state.forgotten_ms = stored.last_event_ms, stored.forgotten_ms
     state.last_list, state.last_items, state.last_model = stored.last_list, tuple(stored.last_items), stored.last_model
+    state.habits = unpack_habits(stored.habits, catalogue.index_by_hash)
     state.unresolved = hashes[flags].tolist()
     state.resolve(catalogue)
     return state

@@ -14,7 +14,7 @@ import numpy as np
 
 from models.domain.errors import BundleError, EncoderError, IncompatibleBundleError, ParityError
 from models.domain.ports import EventInputs
-from models.encoders.item import OnnxItemEncoder
+from models.encoders.item import OnnxItemEncoder, decode_item_ids, decode_table
 from models.encoders.manifest import Manifest, read_files, read_manifest
 from models.encoders.onnx_file import graph_opset
 from models.encoders.ranker import OnnxRanker
@@ -22,7 +22,7 @@ from models.encoders.session import open_session, static_shape
 from models.encoders.text import OnnxTextEncoder
 from models.encoders.user import OnnxUserEncoder
 
-# float32 sums in another order differ by a few 1e-7 at this length; a wrong graph differs by far more than 1e-5.
+# float32 sums in another order differ by a few 1e-7 of their size at this length; a wrong graph by far more than 1e-5.
 PARITY_TOLERANCE = 1e-5
 PARITY_USERS, PARITY_EVENTS = 3, 7
 # Batch sizes of a worker's waves: one event, a usual chunk, a full one.
@@ -80,7 +80,7 @@ def load_bundle(
     Args:
         providers: execution providers, best first; what is missing falls to the CPU (`Bundle.missing_providers`).
         threads: intra-op threads of every session.
-        features: those that the caller computes, in its order; None accepts any.
+        features: those that the caller computes, in its order, of which the ranker reads the first; None accepts any.
         dimension, state_size: those that the caller's stores hold; None accepts any.
     Raises: BundleError for a damaged or inconsistent bundle, IncompatibleBundleError for a sound one that does not fit,
         ParityError when its sequence graph and its step graph disagree.
@@ -142,6 +142,8 @@ def _open(
     if text_encoder.dimension != sizes.text:
         raise EncoderError(f"{text.graph}: embeddings of {text_encoder.dimension}, the manifest says {sizes.text}")
     given = tuple(step.get_providers())
+    table = manifest.item_table
+    ids: list[str] = [] if table is None else decode_item_ids(files[table.ids])
     return Bundle(
         manifest=manifest,
         user_encoder=OnnxUserEncoder(
@@ -152,9 +154,20 @@ def _open(
             dimension=sizes.item,
             text_dimension=sizes.text,
         ),
-        item_encoder=OnnxItemEncoder(item, dimension=sizes.item),
+        item_encoder=OnnxItemEncoder(
+            item,
+            dimension=sizes.item,
+            item_ids=ids,
+            table=None if table is None else decode_table(files[table.vectors]),
+        ),
         text_encoder=text_encoder,
-        ranker=OnnxRanker(score, features=ranker.features, initial_weights=ranker.initial_weights),
+        ranker=OnnxRanker(
+            score,
+            features=ranker.features,
+            initial_weights=ranker.initial_weights,
+            candidates=ranker.candidates,
+            source_weights=ranker.source_weights,
+        ),
         providers=given,
         missing_providers=tuple(name for name in providers if name not in given),
     )
@@ -170,7 +183,7 @@ def _check_fit(
         if wanted is not None and wanted != found:
             raise IncompatibleBundleError(f"{path}: {what} is {found}, needed {wanted}")
     own = manifest.ranker.features
-    if features is not None and own != tuple(features):
+    if features is not None and own != tuple(features)[: len(own)]:
         unknown, absent = sorted(set(own) - set(features)), sorted(set(features) - set(own))
         what = f"unknown here {unknown}, absent there {absent}" if unknown or absent else "same names in another order"
         raise IncompatibleBundleError(f"{path}: the ranker's features are not those of this release: {what}")
@@ -200,7 +213,11 @@ def _check_parity(path: Path, encoder: OnnxUserEncoder) -> None:
     for time in range(PARITY_EVENTS):
         live = mask[:, time]
         state[live], users[live] = encoder.step(state[live], EventInputs(*(field[live, time] for field in inputs)))
-    differences = [np.abs(in_one[0] - state).max(), np.abs(in_one[1] - users)[lengths > 0].max()]
+    some = lengths > 0
+    differences = [
+        np.abs(found - wanted).max() / max(1.0, np.abs(wanted).max())
+        for found, wanted in ((in_one[0], state), (in_one[1][some], users[some]))
+    ]
     worst = float(np.max(differences))  # a NaN on either side stays a NaN here and fails below
     if not worst <= PARITY_TOLERANCE:
         raise ParityError(f"{path}: sequence and step differ by {worst:.2g}, allowed {PARITY_TOLERANCE:.0e}")
@@ -220,7 +237,7 @@ def _sample(encoder: OnnxUserEncoder, lead: tuple[int, ...], seed: int) -> tuple
         text=unit(encoder.text_dimension),
         kind=rng.integers(0, len(encoder.kinds), lead),
         strength=rng.choice([-1.0, 0.0, 1.0, 3.0], lead).astype(np.float32),
-        value=rng.integers(0, 6, lead).astype(np.float32),
+        value=rng.choice([-1.0, 0.0, 0.3, 1.0], lead).astype(np.float32),
         log2_gap=rng.uniform(-1, 20, lead).astype(np.float32),
     )
     return state.astype(np.float32), inputs

@@ -34,11 +34,15 @@ class Dimensions(Struct, frozen=True, kw_only=True):
     banks: Size
 
 
-class RankerSpec(Struct, frozen=True, kw_only=True):
+class RankerSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
     graph: FileName
     features: tuple[str, ...]
     initial_weights: tuple[float, ...] | None
     """One a feature where the graph takes `weights`; null where it has its own."""
+    candidates: Annotated[int, Meta(ge=0, le=100_000)] = 0
+    """Candidates of the lists it was trained on; 0 = no matter."""
+    source_weights: tuple[float, ...] | None = None
+    """What each candidate source was worth on the stream it was trained on; null = all alike."""
 
 
 class TextModelSpec(Struct, frozen=True, kw_only=True):
@@ -56,7 +60,17 @@ class Graphs(Struct, frozen=True, kw_only=True):
     item: FileName = "item.onnx"
 
 
-class Manifest(Struct, frozen=True, kw_only=True):
+class ItemTableSpec(Struct, frozen=True, kw_only=True):
+    """What a trained item tower knows of single items, added to what its graph makes of their text."""
+
+    ids: FileName = "item_ids.msgpack"
+    """Item ids, a MessagePack array of strings."""
+    vectors: FileName = "item_table.npy"
+    """float32[items, D] in the order of the ids."""
+
+
+# Fields that have their defaults are left out, so that a field that a later release adds changes no former version.
+class Manifest(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """`version` is `<name>-<digest>`; the digest covers all that decides behaviour, so equal content is one version."""
 
     schema_version: int
@@ -73,19 +87,23 @@ class Manifest(Struct, frozen=True, kw_only=True):
     ranker: RankerSpec
     text_model: TextModelSpec
     checksums: dict[FileName, Sha256]
+    item_table: ItemTableSpec | None = None
+    value_scale: Annotated[float, Meta(gt=0)] | None = None
+    """What a rating's value was divided by in training; null where training read none."""
     metrics: dict[str, float] = {}
 
     def files(self) -> tuple[str, ...]:
         """Files that the bundle cannot do without."""
         text = self.text_model
-        return (*msgspec.structs.astuple(self.graphs), self.ranker.graph, text.graph, text.tokenizer)
+        table = () if self.item_table is None else msgspec.structs.astuple(self.item_table)
+        return (*msgspec.structs.astuple(self.graphs), self.ranker.graph, text.graph, text.tokenizer, *table)
 
 
 def content_version(manifest: Manifest) -> str:
     """The version that the manifest's content has: its name and a digest of all but version, time and metrics."""
     content: dict[str, Any] = msgspec.to_builtins(manifest)
     for name in ("version", "created_ms", "metrics"):
-        del content[name]
+        content.pop(name, None)
     digest = hashlib.sha256(msgspec.json.encode(content, order="deterministic")).hexdigest()
     return f"{manifest.name}-{digest[:VERSION_DIGITS]}"
 

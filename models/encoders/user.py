@@ -44,6 +44,22 @@ class OnnxUserEncoder:
     def initial_state(self) -> F32:
         return np.zeros(self.state_size, np.float32)
 
+    def initial_user(self) -> F32:
+        """The vector of a user without events, read off by an event that says nothing.
+
+        Returns: float32[D].
+        """
+        nothing = EventInputs(
+            item=np.zeros((1, self.dimension), np.float32),
+            text=np.zeros((1, self.text_dimension), np.float32),
+            kind=np.zeros(1, np.int64),
+            strength=np.zeros(1, np.float32),
+            value=np.full(1, -1, np.float32),
+            log2_gap=np.full(1, -1, np.float32),
+        )
+        user: F32 = self.step(self.initial_state()[None], nothing)[1][0]
+        return user
+
     def step(self, state: F32, inputs: EventInputs) -> tuple[F32, F32]:
         feed: dict[str, Any] = {"state": state}
         for name, index in self._step_fields:

@@ -65,7 +65,7 @@ class UserStates:
         Args:
             epoch: the cache's when the states were loaded.
         """
-        records = [pack(state) for state in states.values()]
+        records = [pack(state, self._catalogue) for state in states.values()]
         await self._retry.call("upsert", lambda: self._store.save_many(records))
         if epoch != self.epoch:
             return

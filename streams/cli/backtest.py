@@ -12,20 +12,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
-from models.domain.errors import EventDecodeError
 from models.domain.events import Event, EventContract, Item
 from streams.cli.common import resolve_bundle, use_one_blas_thread, with_settings
 from streams.cli.follow import print_table
-from streams.cli.lines import BadLines, FileError, check_writable, file_size, new_file, progress_bar, read_lines
+from streams.cli.lines import BadLines, FileError, check_writable, new_file, progress_bar
+from streams.cli.replaying import encode_event_texts, fill_catalogue, read_events, read_items
+from streams.cli.training import make_training
 from streams.settings import Settings
 
 if TYPE_CHECKING:
-    from models.domain.catalogue import Catalogue
     from models.domain.protocol import ScoredEvent
-    from models.encoders.bundle import Bundle
 
-# Texts of one call of the encoder: it sorts them by length, and beyond some dozens nothing is gained.
-ENCODE_BATCH = 256
 # Of the bootstrap intervals; everything else is deterministic.
 SEED = 0
 
@@ -51,6 +48,15 @@ def backtest(
             "p1-strict: besides, only strictly earlier events of the user."
         ),
     ] = ProtocolName.p2,
+    train: Annotated[
+        bool,
+        typer.Option(
+            "--train",
+            help="Train encoder and ranker on the first 80%, and under p2 on each thousand events after they were "
+            "scored; needs the extra `train`.",
+        ),
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Decides the training's draws.")] = 0,
     lists: Annotated[
         Path | None, typer.Option(metavar="OUT.jsonl", help="Write the lists of every scored event.")
     ] = None,
@@ -65,51 +71,16 @@ def backtest(
     check_writable(lists, json_out)
     contract = EventContract(settings.interaction_strengths)
     bad = BadLines(events)
-    played = _events(events, contract, bad)
+    played = read_events(events, contract, bad)
     if not played:
         raise FileError(f"{events}: no valid event in it")
-    catalogue_items, bad_items = _items(items, contract)
-    figures = _run(settings, contract, played, catalogue_items, protocol.value, lists)
+    catalogue_items, bad_items = read_items(items, contract)
+    figures = _run(settings, contract, played, catalogue_items, protocol.value, lists, seed if train else None)
     figures |= {"bad_lines": bad.count, "bad_item_lines": bad_items}
     if json_out is not None:
         with new_file(json_out) as out:
             out.write(msgspec.json.format(msgspec.json.encode(figures), indent=2) + b"\n")
     _print(figures)
-
-
-def _events(path: Path, contract: EventContract, bad: BadLines) -> list[Event]:
-    found: list[Event] = []
-    with progress_bar(f"reading {path.name}", file_size(path), "bytes") as progress:
-        for line in read_lines(path, progress):
-            try:
-                found.append(contract.decode_event(line.data))
-            except EventDecodeError as error:
-                bad.report(line.number, error)
-    found.sort(key=lambda event: event.event_time_ms)  # stable: lines of one stamp stay as they stand
-    return found
-
-
-def _items(path: Path | None, contract: EventContract) -> tuple[list[Item], int]:
-    """The catalogue as the file leaves it (a later line replaces an earlier one), and how many lines are no good."""
-    if path is None:
-        return [], 0
-    from streams.cli.publish import LineReader
-    from streams.topics import TopicNames
-
-    found: dict[str, Item] = {}
-    bad = BadLines(path)
-    reader = LineReader(contract, TopicNames(), "items", validate=True)
-    for line in read_lines(path):
-        try:
-            message = reader.read(line).message
-            item = contract.decode_item(line.data)
-        except EventDecodeError as error:
-            bad.report(line.number, error)
-            continue
-        found.pop(str(item.item_id), None)
-        if message.value is not None:
-            found[str(item.item_id)] = item
-    return list(found.values()), bad.count
 
 
 def _run(
@@ -119,19 +90,37 @@ def _run(
     items: list[Item],
     protocol: str,
     lists: Path | None,
+    train_seed: int | None = None,
 ) -> dict[str, Any]:
-    from models.domain.protocol import replay, summary
+    """
+    Args:
+        train_seed: train as the log is played, with this seed; None = serve the settings' bundle throughout.
+    """
+    from models.domain.protocol import Learner, replay, summary
     from streams.container import make_pipeline, pipeline_options, read_bundle, warm_up
 
     bundle = read_bundle(settings, resolve_bundle(settings))
     options = pipeline_options(settings, contract)
     warm_up(bundle, options)
     pipeline = make_pipeline(bundle, options)
-    fill_catalogue(pipeline.catalogue, items, bundle)
+    item_text = fill_catalogue(pipeline.catalogue, items, bundle)
+    texts = encode_event_texts(events, bundle)
+    learner: Learner | None = None
+    if train_seed is not None:
+        learner = make_training(
+            events,
+            pipeline.catalogue.ids,
+            item_text,
+            texts,
+            options,
+            bundle.user_encoder.kinds,
+            seed=train_seed,
+            report=lambda line: typer.echo(line, err=True),
+        )
     scored: list[ScoredEvent] = []
     started = time.perf_counter()
     with progress_bar(f"replaying {protocol}", len(events), "events") as progress:
-        for each in replay(pipeline, events, protocol, encode_texts=bundle.text_encoder.encode_many, progress=progress):
+        for each in replay(pipeline, events, protocol, texts=texts, learner=learner, progress=progress):
             scored.append(each)
     seconds = time.perf_counter() - started
     if lists is not None:
@@ -143,23 +132,9 @@ def _run(
         "items": len(pipeline.catalogue),
         "seconds": seconds,
         "events_per_second": len(events) / seconds,
-        "model_version": bundle.version,
-        "seed": SEED,
+        "model_version": bundle.version if train_seed is None else "trained",
+        "seed": SEED if train_seed is None else train_seed,
     }
-
-
-def fill_catalogue(catalogue: Catalogue, items: list[Item], bundle: Bundle) -> None:
-    """Declare items and give them their vectors, as the owner of an item does."""
-    import numpy as np
-
-    from streams.agents.items import encode_items
-
-    with progress_bar("encoding items", len(items), "items") as progress:
-        for start in range(0, len(items), ENCODE_BATCH):
-            batch = items[start : start + ENCODE_BATCH]
-            at = [catalogue.declare(item) for item in batch]
-            catalogue.set_vectors(at, np.stack(encode_items(batch, bundle.text_encoder, bundle.item_encoder)))
-            progress(start + len(batch))
 
 
 def _write_lists(path: Path, scored: Iterable[ScoredEvent]) -> None:

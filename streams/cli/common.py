@@ -143,13 +143,13 @@ def resolve_bundle(settings: Settings) -> Path:
     # Only the command line may import `export`, and only where a bundle is to be made: it needs the extra `bundle`.
     from export.bootstrap import ensure_bootstrap
     from models.domain.events import EventContract, declared_types
-    from models.domain.features import FEATURES
+    from models.domain.features import BASE_FEATURES
     from models.domain.ranking import bootstrap_weights
 
     return ensure_bootstrap(
         bundle_path(settings),
         text_model=settings.text_model or None,
-        features=FEATURES,
+        features=BASE_FEATURES,
         initial_weights=bootstrap_weights(),
         kinds=sorted(declared_types(EventContract(settings.interaction_strengths))),
     )

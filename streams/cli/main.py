@@ -39,6 +39,7 @@ COMMANDS: Mapping[str, LazyCommand] = {
     "follow": LazyCommand("streams.cli.follow", "Show lists as they are published."),
     "recommend": LazyCommand("streams.cli.recommend", "Ask for a user's list now."),
     "backtest": LazyCommand("streams.cli.backtest", "Replay a file without Kafka and print the quality."),
+    "train": LazyCommand("streams.cli.train", "Train encoder and ranker on a file and write a bundle."),
     "users": LazyCommand("streams.cli.users", "Export user states, or rebuild them from the topic."),
     "dead-letters": LazyCommand("streams.cli.dead_letters", "List dead letters, or replay them."),
     "bundle": LazyCommand("streams.cli.bundle", "Show or verify a model bundle."),

@@ -20,10 +20,10 @@ from streams.agents.forwarding import Origin, origin_of
 from streams.agents.items import decode_item
 from streams.agents.retry import Retry
 from streams.agents.users import UserStates
-from streams.cli.backtest import fill_catalogue
 from streams.cli.common import resolve_bundle
 from streams.cli.group import GroupState, group_state
 from streams.cli.lines import progress_bar
+from streams.cli.replaying import fill_catalogue
 from streams.cli.states import is_tombstone
 from streams.container import make_pipeline, make_stores, pipeline_options, read_bundle
 from streams.kafka.admin import TopicError, describe_topics, topic_ids

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.domain.batch import BatchResult, Incoming, PipelineOptions
+from models.domain.candidates import SOURCE_COUNT
 from models.domain.catalogue import Catalogue
 from models.domain.events import (
     INTERACTION_STRENGTHS,
@@ -26,7 +27,7 @@ from models.domain.events import (
     Request,
     Search,
 )
-from models.domain.features import FEATURES
+from models.domain.features import BASE_FEATURES, FEATURES
 from models.domain.pipeline import Pipeline
 from models.domain.ports import F32, EventInputs
 from models.domain.ranking import bootstrap_weights
@@ -70,7 +71,9 @@ class BankEncoder:
 class LogLinearRanker:
     """Weighted sum of the features, with the caller's weights or, where `own` are given, with those."""
 
-    features = FEATURES
+    features = BASE_FEATURES
+    candidates = 0
+    source_weights: F32 | None = None
 
     def __init__(self, own: npt.ArrayLike | None = None) -> None:
         self._own = None if own is None else np.asarray(own, np.float32)
@@ -82,6 +85,17 @@ class LogLinearRanker:
     def score(self, features: F32, weights: F32 | None) -> F32:
         used = self._own if weights is None else weights[:, None, :]
         return np.asarray((features * used).sum(axis=-1), np.float32)
+
+
+class LearnedRanker(LogLinearRanker):
+    """Reads every feature, as a trained one does; its weights are drawn once."""
+
+    features = FEATURES
+    candidates = 40
+    source_weights: F32 | None = np.linspace(0.1, 1.0, SOURCE_COUNT).astype(np.float32)
+
+    def __init__(self) -> None:
+        super().__init__(np.random.default_rng(1).normal(size=len(FEATURES)) * 0.1)
 
 
 def text_vector(text: str) -> F32:
@@ -210,7 +224,7 @@ class Player:
         weights = self.pipeline.weights
         dumped = dump_bytes(self.pipeline.statistics)
         return {
-            "states": {user: packed(state) for user, state in self.states.items()},
+            "states": {user: packed(state, self.pipeline.catalogue) for user, state in self.states.items()},
             "published": self.published,
             "outcomes": [outcome for result in self.results for outcome in result.outcomes],
             "scores": [score[1:] for result in self.results for score in result.scores],
@@ -219,8 +233,8 @@ class Player:
         }
 
 
-def packed(state: UserState) -> tuple[Any, ...]:
-    record = pack(state)
+def packed(state: UserState, catalogue: Catalogue) -> tuple[Any, ...]:
+    record = pack(state, catalogue)
     return record.user_key, record.revision, record.embedding.tobytes(), record.state.tobytes(), record.body
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from models.domain.catalogue import Catalogue
 from models.domain.deltas import Delta, Ledger, decode_delta, encode_delta
 from models.domain.errors import EventDecodeError, StateError
-from models.domain.features import FEATURE_COUNT
+from models.domain.features import BASE_COUNT
 from models.domain.ranking import FIRST_SQUARES, AdaptiveWeights
 from models.domain.statistics import COUNTS, Statistics
 from tests import strategies
@@ -358,12 +358,12 @@ def test_a_snapshot_of_another_version_is_refused() -> None:
 
 
 def test_movements_of_the_weights_add_up() -> None:
-    weights = AdaptiveWeights(np.zeros(FEATURE_COUNT))
+    weights = AdaptiveWeights(np.zeros(BASE_COUNT))
     ledger = Ledger(Statistics(), Catalogue(9), weights, "me")
-    one = [1.0] * FEATURE_COUNT
+    one = [1.0] * BASE_COUNT
     ledger.read(delta(weights=one, squares=one))
     ledger.read(delta(start=1, end=2, offset=[1], weights=one, squares=one))
     ledger.read(delta(start=1, end=2, offset=[1], weights=one, squares=one))
-    assert weights.weights.tolist() == [2.0] * FEATURE_COUNT
-    assert weights.squares.tolist() == [FIRST_SQUARES + 2.0] * FEATURE_COUNT
+    assert weights.weights.tolist() == [2.0] * BASE_COUNT
+    assert weights.squares.tolist() == [FIRST_SQUARES + 2.0] * BASE_COUNT
     assert ledger.applied == {"s": 2}

@@ -9,20 +9,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.domain.events import MAX_EVENT_TIME_MS
-from models.domain.features import (
+from models.domain.candidates import (
     CANDIDATES,
     COVISITATION,
-    FEATURE_COUNT,
-    FEATURES,
+    LEARNED_QUERY_WINDOW,
+    SOURCE_COUNT,
     SOURCES,
     Lists,
     Query,
     Scratch,
-    describe_list,
     new_lists,
     new_scratch,
 )
+from models.domain.events import MAX_EVENT_TIME_MS
+from models.domain.features import FEATURE_COUNT, FEATURES, await_verdict, describe_list
+from models.domain.habits import NO_HABITS, PENDING_LENGTH, People, people_of
 from models.domain.statistics import COUNT_NAMES, PAIR_WINDOW, Statistics
 from tests.domain.helpers import START_MS, touches_of
 from tests.domain.test_statistics import random_rows
@@ -46,13 +47,19 @@ def query(
     history: float = 3.0,
     user: Sequence[float] = (1, 0, 0, 0, 1),
     newest: Sequence[int] = (),
+    last_ms: int = START_MS + 600_000,
+    target: int = -1,
 ) -> Query:
-    row = np.full((1, PAIR_WINDOW), -1, np.int32)
+    row = np.full((1, LEARNED_QUERY_WINDOW), -1, np.int32)
     row[0, : len(recent)] = recent
     return Query(
         user=np.array([user], np.float32),
         now_ms=np.array([now_ms], np.int64),
+        last_ms=np.array([last_ms], np.int64),
         recent=row,
+        liked=np.zeros((1, LEARNED_QUERY_WINDOW), np.bool_),
+        person=np.zeros(1, np.int64),
+        target=np.array([target], np.int32),
         history=np.array([history], np.float32),
         encoder_top=np.array([[*nearest, -1]], np.int32),
         newest=np.array(newest, np.int32),
@@ -63,13 +70,20 @@ def query(
 
 
 def describe(
-    statistics: Statistics, asked: Query, available: np.ndarray | None = None, scratch: Scratch | None = None
+    statistics: Statistics,
+    asked: Query,
+    available: np.ndarray | None = None,
+    scratch: Scratch | None = None,
+    *,
+    people: People | None = None,
+    worth: Sequence[float] = (1.0,) * SOURCE_COUNT,
 ) -> Lists:
-    lists = new_lists(1)
+    lists = new_lists(1, FEATURE_COUNT)
     statistics.reserve(ITEMS, 0)
     known = np.ones(ITEMS, np.bool_) if available is None else available
     scratch = new_scratch(statistics.capacity) if scratch is None else scratch
-    describe_list(statistics.arrays, scratch, VECTORS, known, asked, lists, 0)
+    people = people_of([NO_HABITS]) if people is None else people
+    describe_list(statistics.arrays, scratch, VECTORS, known, asked, people, np.array(worth), lists, 0)
     return lists
 
 
@@ -218,3 +232,47 @@ def test_the_catalogue_fills_a_short_list_with_items_nobody_touched_and_no_exclu
     lists = describe(Statistics(4), query(excluded=[2], newest=[5, 2, 1]))
     assert lists.item[0, : lists.size[0]].tolist() == [5, 1]
     assert {SOURCES[source] for source in lists.source[0, : lists.size[0]]} == {"catalogue"}
+
+
+def test_a_source_of_twice_the_worth_gives_two_candidates_for_one() -> None:
+    statistics = Statistics(ITEMS)
+    statistics.update(touches_of([(n, START_MS, 1.0, True, False, []) for n in range(100)]))
+    worth = [0.01] * SOURCE_COUNT
+    worth[SOURCES.index("encoder")], worth[SOURCES.index("popular_24_hours")] = 1.0, 0.5
+    lists = describe(statistics, query([], [], list(range(150, 250))), worth=worth)
+    proposed = [SOURCES[s] for s in lists.source[0, :90]]
+    assert proposed.count("encoder") == pytest.approx(60, abs=2)
+    assert proposed.count("popular_24_hours") == pytest.approx(30, abs=2)
+
+
+def test_the_sources_that_came_to_what_was_chosen_are_named() -> None:
+    statistics = Statistics(ITEMS)
+    statistics.update(touches_of([(n, START_MS + n, 1.0, False, False, []) for n in range(60)]))
+    lists = describe(statistics, query([], [], [250, 3], target=3))
+    named = {SOURCES[s] for s in np.flatnonzero(lists.reached[0])}
+    assert "encoder" in named
+    assert {"covisitation", "new_and_rising"} & named == set()
+    assert not describe(statistics, query([], [], [250, 3])).reached.any()
+
+
+def test_what_the_user_passed_over_is_seen_and_nothing_else() -> None:
+    people = people_of([NO_HABITS])
+    people.passed[0, 0], people.weight[0, 0] = 7, [0.5, 0.25, 2.0]
+    people.passed[0, 1], people.weight[0, 1] = 299, [9.0, 9.0, 9.0]
+    lists = describe(busy(), query([1], [], [7, 8]), people=people)
+    assert feature(lists, 7, "passed_chance") == pytest.approx(np.log(0.501), rel=1e-5)
+    assert feature(lists, 7, "passed_times") == pytest.approx(np.log(3.0), rel=1e-5)
+    assert feature(lists, 8, "passed_times") == 0.0
+    again = describe(busy(), query([1], [], [7, 8]))
+    assert feature(again, 7, "passed_times") == 0.0
+
+
+def test_the_head_of_a_published_list_waits_for_a_verdict_by_the_encoders_order() -> None:
+    people = people_of([NO_HABITS])
+    lists = describe(busy(), query([1], [], [7, 8]), people=people)
+    await_verdict(lists, 0, people, 0)
+    scores = lists.features[0, : lists.size[0], FEATURES.index("encoder_score")]
+    best = np.array(items_of(lists))[np.argsort(-scores, kind="stable")][:PENDING_LENGTH]
+    assert people.pending[0].tolist() == best.tolist()
+    assert 0.0 < people.chance[0].sum() <= 1.0
+    assert (np.diff(people.chance[0]) <= 1e-7).all()

@@ -11,10 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.domain.batch import DUPLICATE, FOLDED, FORGOTTEN, REPLAYED, Incoming
+from models.domain.candidates import SOURCES
 from models.domain.catalogue import Catalogue
 from models.domain.evaluation import hit, ndcg
 from models.domain.events import Forget, Impression, Interaction, Request
-from models.domain.features import FEATURES, SOURCES
+from models.domain.features import BASE_FEATURES
+from models.domain.habits import NO_HABITS
 from models.domain.pipeline import Pipeline
 from models.domain.ranking import bootstrap_weights
 from models.domain.slices import COLD_EVENTS
@@ -24,6 +26,7 @@ from tests.domain.helpers import (
     LOG,
     OPTIONS,
     BankEncoder,
+    LearnedRanker,
     LogLinearRanker,
     Player,
     catalogue_of,
@@ -79,12 +82,53 @@ def test_however_a_log_is_cut_states_lists_statistics_and_weights_are_the_same(
     assert whole == single
 
 
-@pytest.mark.parametrize("ranker", [None, LogLinearRanker(own=bootstrap_weights())])
+@pytest.mark.parametrize("ranker", [None, LogLinearRanker(own=bootstrap_weights()), LearnedRanker()])
 def test_a_long_batch_equals_batches_of_one_where_the_catalogue_grows(ranker: LogLinearRanker | None) -> None:
     log = busy_log(400, users=9, items=300, seed=3)
     whole = Player(make_pipeline(Catalogue(BankEncoder.dimension, capacity=4), ranker=ranker)).play(log)
     single = Player(make_pipeline(Catalogue(BankEncoder.dimension, capacity=4), ranker=ranker))
     assert whole.fingerprint() == single.play(log, range(1, len(log))).fingerprint()
+
+
+@settings(max_examples=20, deadline=None)
+@given(strategies.event_logs(), st.data())
+def test_a_learned_ranker_sees_the_same_however_the_log_is_cut(log: list[Incoming], data: st.DataObject) -> None:
+    cuts = sorted(data.draw(st.sets(st.integers(1, max(1, len(log) - 1)), max_size=6)))
+    whole = Player(make_pipeline(ranker=LearnedRanker())).play(log)
+    cut = Player(make_pipeline(ranker=LearnedRanker())).play(log, [c for c in cuts if c < len(log)])
+    assert whole.fingerprint() == cut.fingerprint()
+
+
+def test_habits_come_back_from_the_store() -> None:
+    """A user read back from a store gets the lists that he would have got from memory."""
+    log = busy_log(300, users=5, items=40, seed=4)
+    kept = Player(make_pipeline(ranker=LearnedRanker())).play(log[:200])
+    read = Player(kept.pipeline)
+    read.states = {
+        user: unpack(user, pack(state, kept.pipeline.catalogue), kept.pipeline.catalogue)
+        for user, state in kept.states.items()
+    }
+    assert any(state.habits is not NO_HABITS for state in kept.states.values())
+    for user, state in kept.states.items():
+        for one, other in zip(state.habits, read.states[user].habits, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+def test_examples_are_the_lists_asked_before_a_choice_with_what_was_chosen() -> None:
+    log = busy_log(200, users=6, items=40, seed=5)
+    pipeline = make_pipeline(ranker=LearnedRanker(), options=OPTIONS._replace(examples=True))
+    result = run(pipeline, log)
+    examples = [e for e in result.examples if len(e.position)]
+    asked = np.concatenate([e.asked for e in result.examples])
+    assert asked.tolist() == sorted(result.asked)
+    assert examples
+    for one in examples:
+        assert set(one.position.tolist()) <= set(asked.tolist())
+        for position, features, size, chosen in zip(one.position, one.features, one.size, one.chosen, strict=True):
+            assert 0 <= chosen < size
+            assert features[:size].any(axis=1).all()
+            assert not features[size:].any()
+            assert position in result.asked
 
 
 def test_items_with_the_same_vector_stand_in_the_same_order_however_many_lists_are_made_at_once() -> None:
@@ -126,10 +170,10 @@ def test_the_states_handed_in_are_never_changed(log: list[Incoming]) -> None:
     half = len(log) // 2
     player.play(log[:half])
     states = dict(player.states)
-    before = {user: packed(state) for user, state in states.items()}
+    before = {user: packed(state, player.pipeline.catalogue) for user, state in states.items()}
     excluded = {user: state.excluded[: state.excluded_size].tolist() for user, state in states.items()}
     player.play(log[half:])
-    assert {user: packed(state) for user, state in states.items()} == before
+    assert {user: packed(state, player.pipeline.catalogue) for user, state in states.items()} == before
     assert {user: state.excluded[: state.excluded_size].tolist() for user, state in states.items()} == excluded
 
 
@@ -290,7 +334,7 @@ def test_the_query_of_a_request_bends_its_list() -> None:
 
 
 def _only(feature: str) -> list[float]:
-    return [1.0 if name == feature else 0.0 for name in FEATURES]
+    return [1.0 if name == feature else 0.0 for name in BASE_FEATURES]
 
 
 def test_a_request_without_a_time_of_its_own_takes_the_streams() -> None:
@@ -386,7 +430,7 @@ def _makes_a_list(event: object) -> bool:
 def test_an_item_seen_before_this_worker_knew_it_is_not_recommended_when_it_learns_it() -> None:
     """The state comes from the store; its item enters this worker's catalogue through another user's event."""
     stored = Player(make_pipeline(catalogue_of(3))).play(records([hide("u", "odd", 1), click("u", "i1", 2)]))
-    record = pack(stored.states["u"])
+    record = pack(stored.states["u"], stored.pipeline.catalogue)
     events = [click("u", "i2", 3), click("v", "odd", 4), click("u", "i0", 5), click("u", "odd", 6)]
     log = records(events, start=2)
     for cuts in ([], [1, 2, 3]):

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.domain.features import FEATURE_COUNT, FEATURES, top_of
+from models.domain.features import BASE_COUNT, BASE_FEATURES
+from models.domain.heaps import top_of
 from models.domain.ranking import (
     BOOTSTRAP_WEIGHTS,
     FIRST_SQUARES,
@@ -91,18 +92,18 @@ def test_inner_products_equal_numpys_and_do_not_depend_on_what_stands_beside(
 
 
 def test_the_bootstrap_weights_name_features() -> None:
-    assert set(BOOTSTRAP_WEIGHTS) <= set(FEATURES)
-    assert len(bootstrap_weights()) == FEATURE_COUNT
+    assert set(BOOTSTRAP_WEIGHTS) <= set(BASE_FEATURES)
+    assert len(bootstrap_weights()) == BASE_COUNT
     assert sum(weight != 0 for weight in bootstrap_weights()) == len(BOOTSTRAP_WEIGHTS)
 
 
 def test_adaptive_weights_start_from_a_copy_and_add_up() -> None:
-    initial = np.ones(FEATURE_COUNT, np.float32)
+    initial = np.ones(BASE_COUNT, np.float32)
     weights = AdaptiveWeights(initial)
-    weights.add(np.full(FEATURE_COUNT, 0.5), np.ones(FEATURE_COUNT))
-    assert initial.tolist() == [1.0] * FEATURE_COUNT
-    assert weights.weights.tolist() == [1.5] * FEATURE_COUNT
-    assert weights.squares.tolist() == [FIRST_SQUARES + 1.0] * FEATURE_COUNT
+    weights.add(np.full(BASE_COUNT, 0.5), np.ones(BASE_COUNT))
+    assert initial.tolist() == [1.0] * BASE_COUNT
+    assert weights.weights.tolist() == [1.5] * BASE_COUNT
+    assert weights.squares.tolist() == [FIRST_SQUARES + 1.0] * BASE_COUNT
 
 
 def test_learning_raises_what_is_chosen_again_and_again() -> None:

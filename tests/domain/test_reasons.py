@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from models.domain.candidates import SOURCES
 from models.domain.events import INTERACTION_STRENGTHS
-from models.domain.features import SOURCES
 from models.domain.reasons import MAX_TITLE, because_of, of_source, short_title
 
 

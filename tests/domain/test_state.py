@@ -56,8 +56,8 @@ def test_a_state_packed_and_read_back_is_the_same_state(log: list[strategies.Inc
     pipeline = make_pipeline()
     player = Player(pipeline).play(log)
     for user, state in player.states.items():
-        again = unpack(user, pack(state), pipeline.catalogue)
-        assert packed(again) == packed(state)
+        again = unpack(user, pack(state, pipeline.catalogue), pipeline.catalogue)
+        assert packed(again, pipeline.catalogue) == packed(state, pipeline.catalogue)
         assert again.recent == state.recent
         assert (again.seen, again.ring, again.applied) == (state.seen, state.ring, state.applied)
         assert excluded_ids(again, pipeline.catalogue) == excluded_ids(state, pipeline.catalogue)
@@ -70,7 +70,7 @@ def test_a_copy_shares_nothing_that_changes() -> None:
         remember(state, catalogue, f"i{n}")
     state.remember_event("e1")
     state.remember_interaction(Recent("i1", "click", None, 1))
-    before = packed(state)
+    before = packed(state, catalogue)
     copy = state.copy()
     for n in range(20, 40):
         remember(copy, catalogue, f"i{n}")
@@ -78,7 +78,7 @@ def test_a_copy_shares_nothing_that_changes() -> None:
     copy.remember_interaction(Recent("i2", "click", None, 2))
     copy.applied["log"] = 7
     copy.forget(3, ENCODER.initial_state(), np.ones(ENCODER.dimension, np.float32))
-    assert packed(state) == before
+    assert packed(state, catalogue) == before
     assert excluded_ids(state, catalogue) == {f"i{n}" for n in range(20)}
 
 
@@ -128,7 +128,7 @@ def test_beyond_the_bound_the_item_seen_first_may_come_again_and_no_other(stored
         remember(state, catalogue, f"i{n}")
     assert len(state.seen) == SEEN_LENGTH
     if stored:
-        record = pack(state)
+        record = pack(state, catalogue)
         catalogue = catalogue_of(0)
         state = unpack("u", record, catalogue)
         assert state.excluded_size == 0
@@ -150,7 +150,7 @@ def test_an_excluded_item_is_found_once_the_catalogue_learns_it() -> None:
     catalogue, state = catalogue_of(3), new_state()
     remember(state, catalogue, "i1")
     other = catalogue_of(["a", "b"])
-    read = unpack("u", pack(state), other)
+    read = unpack("u", pack(state, catalogue), other)
     assert excluded_ids(read, other) == set()
     other.intern("i1")
     read.resolve(other)
@@ -161,10 +161,10 @@ def test_after_forgetting_no_byte_names_the_user_or_an_item() -> None:
     user, items = "somebody@example.org", [f"secret-item-{n}" for n in range(12)]
     player = Player(make_pipeline(catalogue_of(items)))
     player.play(records([click(user, item, n, text="secret words") for n, item in enumerate(items)]))
-    assert user.encode() in pack(player.states[user]).body
+    assert user.encode() in pack(player.states[user], player.pipeline.catalogue).body
     banks = player.states[user].banks.copy()
     player.play(records([forget(user, 100)], start=len(items)))
-    record = pack(player.states[user])
+    record = pack(player.states[user], player.pipeline.catalogue)
     everything = msgspec.msgpack.encode(
         [record.user_key, record.embedding.tobytes(), record.state.tobytes(), record.body]
     )
@@ -188,7 +188,7 @@ def test_after_forgetting_no_byte_names_the_user_or_an_item() -> None:
 
 def test_a_tombstone_keeps_offsets_revision_sequence_and_the_time_of_forgetting() -> None:
     player = Player(make_pipeline()).play(records([click("u", "i1", 1), click("u", "i2", 2), forget("u", 3)]))
-    state = unpack("u", pack(player.states["u"]), player.pipeline.catalogue)
+    state = unpack("u", pack(player.states["u"], player.pipeline.catalogue), player.pipeline.catalogue)
     assert state.applied == {"events@1/0": 2}
     assert (state.revision, state.sequence, state.forgotten_ms) == (3, 2, forget("u", 3).event_time_ms)
 
@@ -196,7 +196,7 @@ def test_a_tombstone_keeps_offsets_revision_sequence_and_the_time_of_forgetting(
 @pytest.mark.parametrize("back", [click("u", "i3", 9), request("u", 9)])
 def test_a_user_who_comes_back_is_named_again(back: object) -> None:
     player = Player(make_pipeline()).play(records([click("u", "i1", 1), forget("u", 3), back]))  # type: ignore[list-item]
-    assert unpack_body(pack(player.states["u"]).body).user_id == "u"
+    assert unpack_body(pack(player.states["u"], player.pipeline.catalogue).body).user_id == "u"
 
 
 @pytest.mark.parametrize("body", [b"", b"\x00", b"\xc1", msgspec.msgpack.encode([1, "u"]), msgspec.msgpack.encode({})])
@@ -206,7 +206,7 @@ def test_a_body_that_is_none_is_refused(body: bytes) -> None:
 
 
 def test_a_body_of_another_version_is_refused() -> None:
-    fields = msgspec.msgpack.decode(pack(new_state()).body)
+    fields = msgspec.msgpack.decode(pack(new_state(), catalogue_of(0)).body)
     with pytest.raises(StateError, match="version 99"):
         unpack_body(msgspec.msgpack.encode([99, *fields[1:]]))
 

@@ -12,8 +12,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from models.domain.candidates import (
+    CANDIDATES,
+    LEARNED_QUERY_WINDOW,
+    SOURCE_COUNT,
+    Query,
+    new_lists,
+    new_scratch,
+)
 from models.domain.errors import StateError
-from models.domain.features import CANDIDATES, Query, describe_list, new_lists, new_scratch
+from models.domain.features import BASE_COUNT, describe_list
+from models.domain.habits import people_of
 from models.domain.statistics import (
     COUNTS,
     FOLLOW_WINDOW,
@@ -77,12 +86,16 @@ def pairs_of(rows: Rows) -> dict[int, dict[int, float]]:
 
 def described(statistics: Statistics, recent: Sequence[int], items: int) -> tuple[bytes, ...]:
     """Candidates and features of one list."""
-    lists, row = new_lists(1), np.full((1, PAIR_WINDOW), -1, np.int32)
-    row[0, : len(recent)] = recent[:PAIR_WINDOW]
+    lists, row = new_lists(1, BASE_COUNT), np.full((1, LEARNED_QUERY_WINDOW), -1, np.int32)
+    row[0, : len(recent)] = recent[:LEARNED_QUERY_WINDOW]
     query = Query(
         user=np.ones((1, 3), np.float32),
         now_ms=np.array([START_MS + 600_000_000]),
+        last_ms=np.array([-1]),
         recent=row,
+        liked=np.zeros((1, LEARNED_QUERY_WINDOW), np.bool_),
+        person=np.zeros(1, np.int64),
+        target=np.array([-1], np.int32),
         history=np.array([3.0], np.float32),
         encoder_top=np.full((1, 4), -1, np.int32),
         newest=np.empty(0, np.int32),
@@ -92,7 +105,17 @@ def described(statistics: Statistics, recent: Sequence[int], items: int) -> tupl
     )
     scratch = new_scratch(statistics.capacity)
     vectors = np.ones((items, 3), np.float32)
-    describe_list(statistics.arrays, scratch, vectors, np.ones(items, np.bool_), query, lists, 0)
+    describe_list(
+        statistics.arrays,
+        scratch,
+        vectors,
+        np.ones(items, np.bool_),
+        query,
+        people_of([]),
+        np.ones(SOURCE_COUNT),
+        lists,
+        0,
+    )
     return tuple(array.tobytes() for array in lists)
 
 

@@ -237,4 +237,6 @@ async def test_a_forgotten_user_stays_forgotten_after_replays_a_restart_and_on_a
 
 async def _told(deployed: Deployment, user: str) -> list[bytes | None]:
     """Everything `recommendations` says of a user up to its end, oldest first."""
-    return [record.value for record in await deployed.read(deployed.names.recommendations) if record.key == user.encode()]
+    return [
+        record.value for record in await deployed.read(deployed.names.recommendations) if record.key == user.encode()
+    ]

@@ -1,0 +1,295 @@
+"""Candidate sources of one list: who proposes what, and in which order the proposals are taken. Compiled.
+
+Owns the query of a list, the arrays it is written into and the work space; knows item indices only. What the ranker
+sees of a candidate is `models.domain.features`' affair.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+from models.domain.heaps import push, sort_heap
+from models.domain.statistics import FOLLOW_WINDOW
+
+# In the order in which they are asked; the name of the source is published with each item.
+SOURCES: tuple[str, ...] = (
+    "covisitation",
+    "encoder",
+    "trending_10_events",
+    "trending_100_events",
+    "popular_24_hours",
+    "popular_10000_events",
+    "new_and_rising",
+    "latest",
+    "catalogue",
+)
+# The sources that compete; the last one only fills a list that would otherwise be short.
+SOURCE_COUNT = len(SOURCES) - 1
+CATALOGUE = SOURCES.index("catalogue")
+COVISITATION = SOURCES.index("covisitation")
+# Candidates below which the catalogue itself is asked: a list's length, so that what nobody chose displaces nothing.
+FEW_CANDIDATES = 10
+# Places of the co-visitation source that can be reached.
+COVISITED = 128
+# A log-linear ranker's first ten hardly ever stand deeper by every source: 200 gave films .1141 and articles .5222
+# nDCG@10, 120 .1146 and .5207, for two thirds of the time.
+CANDIDATES = 128
+# Latest items that co-visitation is summed over: with decay .8 the thirteenth weighs 5%; twenty were no better (films
+# .1141, twelve .1142 nDCG@10) and cost a third more.
+QUERY_WINDOW = 12
+# A learned ranker reads slower decays too (.95 at twelve still weighs 54%).
+LEARNED_QUERY_WINDOW = 20
+# A list is explained by one of the latest five items: an older one rarely carries it, and every item asked costs a
+# comparison.
+REASON_WINDOW = 5
+# Columns of Scratch.covisit and Scratch.follow.
+COVISIT_80, COVISIT_95, COVISIT_50, COVISIT_LAST, COVISIT_LIKED, COVISIT_LATELY, COVISIT_SEEN_AT = range(7)
+FOLLOW_THREE, FOLLOW_LAST, FOLLOW_SECOND, FOLLOW_LATELY, FOLLOW_SEEN_AT = range(5)
+# Events after which a pair counts half as "lately".
+LATELY_EVENTS = np.float32(5_000.0)
+
+
+class Query(NamedTuple):
+    """For whom and when a list is made: one row a list."""
+
+    user: npt.NDArray[np.float32]
+    """float32[L, D], user vectors."""
+    now_ms: npt.NDArray[np.int64]
+    last_ms: npt.NDArray[np.int64]
+    """int64[L], the user's event before, -1 = none."""
+    recent: npt.NDArray[np.int32]
+    """int32[L, LEARNED_QUERY_WINDOW], latest distinct items first, -1 padded."""
+    liked: npt.NDArray[np.bool_]
+    """bool[L, LEARNED_QUERY_WINDOW], whether the user spoke well of the item."""
+    history: npt.NDArray[np.float32]
+    """float32[L], events the user has had."""
+    person: npt.NDArray[np.int64]
+    """int64[L], row of `People`."""
+    target: npt.NDArray[np.int32]
+    """int32[L], what was chosen of the list, where that is known: to see which sources reach it; -1 = not known."""
+    encoder_top: npt.NDArray[np.int32]
+    """int32[L, E], the vector index's proposals, best first, -1 padded."""
+    newest: npt.NDArray[np.int32]
+    """int32[*], items of the catalogue, the latest declared first: proposed where nobody did anything yet."""
+    excluded_from: npt.NDArray[np.int64]
+    """int64[L], where the user's excluded items start in `excluded`."""
+    excluded_to: npt.NDArray[np.int64]
+    excluded: npt.NDArray[np.int32]
+    """int32[*], item indices, all users one after the other; -1 = none."""
+
+
+class Lists(NamedTuple):
+    """The candidates of each list and what is known of them."""
+
+    item: npt.NDArray[np.int32]
+    """int32[L, K], -1 padded."""
+    size: npt.NDArray[np.int32]
+    source: npt.NDArray[np.int8]
+    """int8[L, K], index into SOURCES of the source that proposed the item first."""
+    because: npt.NDArray[np.int32]
+    """int32[L, K], the recent item that co-visitation owes the candidate to most, -1 for none."""
+    reached: npt.NDArray[np.bool_]
+    """bool[L, SOURCE_COUNT], whether the source came to the query's target before the list was full."""
+    features: npt.NDArray[np.float32]
+    """float32[L, K, F]; zero rows where there is no candidate."""
+
+
+class Scratch(NamedTuple):
+    """Work space over the catalogue, all zero (or below the stamp) between lists."""
+
+    stamp: npt.NDArray[np.int64]
+    excluded: npt.NDArray[np.int64]
+    listed: npt.NDArray[np.int64]
+    covisit: npt.NDArray[np.float32]
+    """float32[N, 7]: summed with decays .8, .95, .5; of the last item; of liked items; of pairs that occurred lately;
+    event clock at which the item was last chosen near the last one."""
+    follow: npt.NDArray[np.float32]
+    """float32[N, 5], what followed the latest three items, the last one, the one before it; lately; and when."""
+    strongest: npt.NDArray[np.float32]
+    because: npt.NDArray[np.int32]
+    touched: npt.NDArray[np.int32]
+    """int32[N + 1]; the last entry is how many are touched."""
+    heap: npt.NDArray[np.int32]
+    passed: npt.NDArray[np.int32]
+    """int32[N], 1 + place of the item among those the user passed over, 0 = not among them."""
+
+
+def new_lists(lists: int, features: int, candidates: int = CANDIDATES) -> Lists:
+    return Lists(
+        item=np.full((lists, candidates), -1, np.int32),
+        size=np.zeros(lists, np.int32),
+        source=np.zeros((lists, candidates), np.int8),
+        because=np.full((lists, candidates), -1, np.int32),
+        reached=np.zeros((lists, SOURCE_COUNT), np.bool_),
+        features=np.zeros((lists, candidates, features), np.float32),
+    )
+
+
+def new_scratch(items: int) -> Scratch:
+    return Scratch(
+        stamp=np.zeros(1, np.int64),
+        excluded=np.zeros(items, np.int64),
+        listed=np.zeros(items, np.int64),
+        covisit=np.zeros((items, 7), np.float32),
+        follow=np.zeros((items, 5), np.float32),
+        strongest=np.zeros(items, np.float32),
+        because=np.full(items, -1, np.int32),
+        touched=np.zeros(items + 1, np.int32),
+        heap=np.zeros(COVISITED, np.int32),
+        passed=np.zeros(items, np.int32),
+    )
+
+
+@njit(cache=True)
+def propose(arrays, scratch, available, query, lists, row, worth, learned):  # type: ignore[no-untyped-def]  # pragma: no cover
+    """Fill in the candidates of list `row`; leaves the co-visitation sums in the scratch for the features."""
+    scratch.stamp[0] += 1
+    for e in range(query.excluded_from[row], query.excluded_to[row]):
+        if query.excluded[e] >= 0:
+            scratch.excluded[query.excluded[e]] = scratch.stamp[0]
+    best = _sum_covisitation(arrays, scratch, available, query, row, learned)
+    _take_turns(arrays, scratch, available, query, lists, row, worth, best)
+
+
+@njit(cache=True)
+def _sum_covisitation(arrays, scratch, available, query, row, learned):  # type: ignore[no-untyped-def]  # pragma: no cover
+    """Sum what was chosen near the latest items. Returns: how many of the best stand in `scratch.heap`, best first."""
+    stamp, recent = scratch.stamp[0], query.recent[row]
+    pairs, follows, candidates = arrays.pairs, arrays.follows, scratch.touched
+    neighbour, pair_weight, inverse_root = pairs.neighbour, pairs.weight, pairs.inverse_root
+    covisit, follow, strongest, because = scratch.covisit, scratch.follow, scratch.strongest, scratch.because
+    touched, clock = 0, np.float32(arrays.clock[0])
+    decay_80, decay_95, decay_50 = 1.0, 1.0, 1.0
+    window = LEARNED_QUERY_WINDOW if learned else QUERY_WINDOW
+    for age in range(min(window, recent.shape[0])):
+        other = recent[age]
+        if other < 0:
+            break
+        w80, w95 = np.float32(decay_80 * inverse_root[other]), np.float32(decay_95 * inverse_root[other])
+        w50 = np.float32(decay_50 * inverse_root[other])
+        decay_80 *= 0.8
+        decay_95 *= 0.95
+        decay_50 *= 0.5
+        liked = np.float32(w80 if query.liked[row, age] else 0.0)
+        for k in range(pairs.start[other], pairs.start[other] + pairs.size[other]):
+            item = neighbour[k]
+            weight = pair_weight[k]
+            if covisit[item, COVISIT_95] == 0.0:
+                candidates[touched] = item
+                touched += 1
+            covisit[item, COVISIT_80] += w80 * weight
+            covisit[item, COVISIT_95] += w95 * weight
+            if learned:
+                covisit[item, COVISIT_50] += w50 * weight
+                covisit[item, COVISIT_LIKED] += liked * weight
+                lately = LATELY_EVENTS / (LATELY_EVENTS + clock - pairs.seen_at[k])
+                covisit[item, COVISIT_LATELY] += w80 * weight * lately
+                if age == 0:
+                    covisit[item, COVISIT_LAST] = weight
+                    covisit[item, COVISIT_SEEN_AT] = pairs.seen_at[k]
+            if age < REASON_WINDOW and w80 * weight > strongest[item]:
+                strongest[item] = w80 * weight
+                because[item] = other
+        if age < FOLLOW_WINDOW:
+            follow_norm = np.float32(0.6**age / (follows.total[other] + 3.0))
+            for k in range(follows.start[other], follows.start[other] + follows.size[other]):
+                share = follows.weight[k] * follow_norm
+                follow[follows.neighbour[k], FOLLOW_THREE] += share
+                if learned:
+                    lately = LATELY_EVENTS / (LATELY_EVENTS + clock - follows.seen_at[k])
+                    follow[follows.neighbour[k], FOLLOW_LATELY] += share * lately
+                    if age == 0:
+                        follow[follows.neighbour[k], FOLLOW_SEEN_AT] = follows.seen_at[k]
+                    if age < 2:
+                        follow[follows.neighbour[k], FOLLOW_LAST + age] = share
+    candidates[candidates.shape[0] - 1] = touched
+    # The heap's worst is looked at first: most items fall there, before anything else is asked of them.
+    scores, heap, best = covisit[:, COVISIT_80], scratch.heap, 0
+    for m in range(touched):
+        item = candidates[m]
+        covisit[item, COVISIT_80] *= inverse_root[item]
+        if best == heap.shape[0] and covisit[item, COVISIT_80] < covisit[heap[0], COVISIT_80]:
+            continue
+        if scratch.excluded[item] != stamp and available[item]:
+            best = push(scores, item, heap, best)
+    sort_heap(scores, heap, best)
+    return best
+
+
+@njit(cache=True)
+def _take_turns(arrays, scratch, available, query, lists, row, worth, best):  # type: ignore[no-untyped-def]  # pragma: no cover
+    """Take the source whose next place is worth most: place / worth, so that a source of twice the worth gives two."""
+    stamp, target, limit = scratch.stamp[0], query.target[row], lists.item.shape[1]
+    places = np.zeros(SOURCE_COUNT, np.int64)
+    given = np.zeros(SOURCE_COUNT)
+    closed = np.zeros(SOURCE_COUNT, np.bool_)
+    size, left = 0, SOURCE_COUNT
+    while size < limit and left > 0:
+        source, first = -1, np.inf
+        for s in range(SOURCE_COUNT):
+            if not closed[s] and (given[s] + 1.0) / worth[s] < first:
+                source, first = s, (given[s] + 1.0) / worth[s]
+        found = -1
+        while found < 0:
+            at = places[source]
+            if source == 0:
+                if at >= best:
+                    break
+                item = scratch.heap[at]
+            elif source == 1:
+                if at >= query.encoder_top.shape[1] or query.encoder_top[row, at] < 0:
+                    break
+                item = query.encoder_top[row, at]
+            else:
+                if at >= arrays.top_size[source - 2]:
+                    break
+                item = arrays.top[source - 2, at]
+            places[source] += 1
+            if scratch.excluded[item] != stamp and available[item]:
+                found = item
+        if found < 0:
+            closed[source] = True
+            left -= 1
+            continue
+        given[source] += 1.0
+        if found == target:
+            lists.reached[row, source] = True
+        if scratch.listed[found] != stamp:
+            _list(scratch, lists, row, size, found, source)
+            size += 1
+    for m in range(query.newest.shape[0]):
+        if size >= FEW_CANDIDATES:
+            break
+        item = query.newest[m]
+        if scratch.excluded[item] != stamp and available[item] and scratch.listed[item] != stamp:
+            _list(scratch, lists, row, size, item, CATALOGUE)
+            size += 1
+    lists.size[row] = size
+
+
+@njit(cache=True)
+def _list(scratch, lists, row, size, item, source):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
+    scratch.listed[item] = scratch.stamp[0]
+    lists.item[row, size] = item
+    lists.source[row, size] = source
+    lists.because[row, size] = scratch.because[item]
+
+
+@njit(cache=True)
+def clear(arrays, scratch, query, row):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
+    """Leave the work space as it was before the list."""
+    for m in range(scratch.touched[scratch.touched.shape[0] - 1]):
+        item = scratch.touched[m]
+        scratch.covisit[item] = 0.0
+        scratch.strongest[item] = 0.0
+        scratch.because[item] = -1
+    follows = arrays.follows
+    for age in range(min(FOLLOW_WINDOW, query.recent.shape[1])):
+        other = query.recent[row, age]
+        if other >= 0:
+            for k in range(follows.start[other], follows.start[other] + follows.size[other]):
+                scratch.follow[follows.neighbour[k]] = 0.0

@@ -1,0 +1,39 @@
+"""A checkpoint: named tensors and a little state in one safetensors file, written whole. No pickle."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from models.domain.errors import RecommenderError
+
+NAME = "encoder.safetensors"
+
+
+class CheckpointError(RecommenderError):
+    """A checkpoint that is missing or cannot be read."""
+
+
+def write_checkpoint(directory: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+    """Beside its place first, then renamed: a crash leaves the former checkpoint."""
+    directory.mkdir(parents=True, exist_ok=True)
+    temporary = directory / f"{NAME}.new"
+    whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    save_file(whole, temporary, metadata={"state": json.dumps(state)})
+    temporary.replace(directory / NAME)
+
+
+def read_checkpoint(directory: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Returns: (tensors, state). Raises: CheckpointError."""
+    try:
+        with safe_open(directory / NAME, framework="pt") as file:
+            state = json.loads(file.metadata()["state"])
+            return {name: file.get_tensor(name) for name in file.keys()}, state  # noqa: SIM118 (no mapping)
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{directory}: no checkpoint that can be read: {error}") from error

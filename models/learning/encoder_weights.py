@@ -1,0 +1,119 @@
+"""The user encoder's weights as numpy arrays, and its arithmetic in numpy: what export writes and parity compares with.
+
+Needs no torch, so that a bundle can be written from stored weights anywhere. The formulas are those of
+`models.learning.encoder`, in the same order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+F32 = npt.NDArray[np.float32]
+
+# Buckets of the value's share: its tenths (a five-star scale and a ten-point one keep all their points), and none.
+VALUE_TENTHS = 10
+VALUE_BUCKETS = VALUE_TENTHS + 2
+# Whole powers of two of the gap in seconds, 2^23 being three months; the last bucket is a user's first event.
+GAP_POWERS = 24
+GAP_BUCKETS = GAP_POWERS + 1
+
+
+def value_bucket(value: F32) -> npt.NDArray[np.int64]:
+    """0 where there is no value, else 1 + the nearest tenth of the scale."""
+    tenths = np.rint(np.clip(value, 0.0, 1.0) * np.float32(VALUE_TENTHS)).astype(np.int64)
+    return np.where(value < 0, 0, 1 + tenths)
+
+
+def gap_bucket(log2_gap: F32) -> npt.NDArray[np.int64]:
+    """GAP_POWERS for a first event, else the whole part of log2(1 + seconds)."""
+    powers = np.clip(np.floor(log2_gap), 0, GAP_POWERS - 1).astype(np.int64)
+    return np.where(log2_gap < 0, GAP_POWERS, powers)
+
+
+@dataclass(frozen=True)
+class EncoderWeights:
+    """Axes: N items, E text embedding, W width, C kinds, K banks, M members, H hidden units.
+
+    Several members are encoders side by side: states and vectors are concatenated, inner products add up.
+    """
+
+    item_id: F32
+    """float32[N, W], the learned part; zero for an item that no training event named."""
+    item_bias: F32
+    """float32[N]."""
+    cold_bias: F32
+    """float32[], of an item that is not among the N."""
+    projection: F32
+    """float32[E, W], text embedding to item space; of items and of event texts."""
+    kind: F32
+    """float32[C, W]."""
+    value: F32
+    """float32[VALUE_BUCKETS, W]."""
+    gap: F32
+    """float32[GAP_BUCKETS, W]."""
+    text_scale: F32
+    """float32[C, W], how much of an event's own text a kind takes in."""
+    move_weight: F32
+    """float32[W, 2 W], input to move and gate."""
+    move_bias: F32
+    """float32[2 W]."""
+    decays: F32
+    """float32[K, W]."""
+    norm_weight: F32
+    """float32[K W]."""
+    norm_bias: F32
+    """float32[K W]."""
+    skip_weight: F32
+    """float32[K W, W]."""
+    skip_bias: F32
+    """float32[W]."""
+    hidden_weight: F32
+    """float32[K W, H]."""
+    hidden_bias: F32
+    """float32[H]."""
+    out_weight: F32
+    """float32[H, W]."""
+    out_bias: F32
+    """float32[W]."""
+
+    @property
+    def width(self) -> int:
+        return self.projection.shape[1]
+
+    @property
+    def banks(self) -> int:
+        return len(self.decays)
+
+    @property
+    def state_size(self) -> int:
+        return self.decays.size
+
+    @property
+    def dimension(self) -> int:
+        return self.width + 1
+
+    def item_vectors(self, item_text: F32, ids: npt.NDArray[np.int64] | None = None) -> F32:
+        """
+        Args:
+            item_text: float32[n, E], of the items `ids`.
+            ids: int64[n], rows of the table, -1 for an item that is not in it; None = all rows in order.
+        Returns: float32[n, D], the bias last.
+        """
+        rows = np.arange(len(self.item_id)) if ids is None else ids
+        known = (rows >= 0) & (rows < len(self.item_id))
+        safe = np.where(known, rows, 0)
+        vectors = np.empty((len(rows), self.dimension), np.float32)
+        vectors[:, :-1] = item_text @ self.projection
+        vectors[:, :-1] += np.where(known[:, None], self.item_id[safe], 0) if len(self.item_id) else 0
+        vectors[:, -1] = (
+            np.where(known, self.item_bias[safe], self.cold_bias) if len(self.item_bias) else self.cold_bias
+        )
+        return vectors
+
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """By field name, for a safetensors file or a checksum."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}

@@ -1,0 +1,223 @@
+"""Training as the stream is played: encoder and ranker learn from the past alone, in the order in which it happened.
+
+The ranker must learn from scores that the encoder gave to events it had not seen. So the log is played in stages: the
+encoder is fitted on what was played, the next stage is played with it, and the lists asked there are what the ranker
+learns from. Source: research/joint-ranker.md.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from models.domain.batch import Examples
+from models.domain.candidates import SOURCE_COUNT
+from models.domain.evaluation import CUTOFF
+from models.domain.features import FEATURES
+from models.domain.pipeline import Pipeline
+from models.domain.ports import F32, Ranker, UserEncoder
+from models.domain.protocol import Player
+from models.learning.encoder_trainer import EncoderConfig, EncoderTrainer
+from models.learning.encoder_weights import EncoderWeights
+from models.learning.log import LogBuilder
+from models.learning.ranker_trainer import Lists, RankerConfig, RankerTrainer, ndcg_of
+from models.learning.ranker_weights import RankerWeights
+
+# A source that never reached what was chosen keeps this worth, so that it is still heard and can prove itself.
+LEAST_WORTH = 0.05
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """What decides a training; nothing in it is specific to a stream."""
+
+    # Where the encoder is fitted again, as shares of the log: the ranker's history starts at the first one.
+    stages: tuple[float, ...] = (0.1, 0.25, 0.5, 0.75, 1.0)
+    epochs: tuple[int, ...] = (10, 8, 5, 4, 9)
+    validation: float = 0.1
+    """Share of the log, its latest part, on which is chosen how long the ranker trains."""
+    candidates: int = 200
+    block: int = 250
+    """Events between two online updates."""
+    lists: int = 80_000
+    """Past lists kept for the ranker at most, the newest ones."""
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    ranker: RankerConfig = field(default_factory=RankerConfig)
+
+
+def use_threads(count: int) -> None:
+    """How many threads torch may take, in the whole process."""
+    torch.set_num_threads(count)
+
+
+class CollectingRanker:
+    """Stands in until there is a ranker: asks for every feature and ranks by the encoder's score."""
+
+    features = FEATURES
+    initial_weights: F32 | None = None
+
+    def __init__(self, candidates: int, source_weights: F32) -> None:
+        self.candidates, self.source_weights = candidates, source_weights
+
+    def score(self, features: F32, weights: F32 | None) -> F32:
+        return features[..., 0]
+
+
+class Training:
+    """The two networks on their way through a log. `models.domain.protocol.Learner`.
+
+    Args:
+        make_encoder, make_ranker: the serving form of weights.
+        report: told what happens, a line each.
+    """
+
+    def __init__(
+        self,
+        builder: LogBuilder,
+        config: TrainingConfig,
+        *,
+        seed: int,
+        make_encoder: Callable[[EncoderWeights], UserEncoder],
+        make_ranker: Callable[[RankerWeights, int, F32], Ranker],
+        report: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self.builder, self.config, self.report = builder, config, report
+        self.make_encoder, self.make_ranker = make_encoder, make_ranker
+        self.block = config.block
+        log = builder.until(0)
+        self.encoders = EncoderTrainer(
+            config.encoder,
+            items=log.items,
+            kinds=len(log.kinds),
+            text_dimension=log.item_text.shape[1],
+            seed=seed,
+        )
+        self.rankers = RankerTrainer(config.ranker, seed)
+        self.lists: Lists | None = None
+        self.reached, self.reachable = np.zeros(SOURCE_COUNT), 0.0
+        self.asked = np.empty(0, np.int64)
+        """Events before which a list was asked."""
+        self.metrics: dict[str, float] = {}
+        """Of the latest tenth, before it was trained on."""
+        self.versions = 0
+
+    # Learner ----------------------------------------------------------------------------------------------------------
+
+    def fit(self, player: Player, end: int) -> None:
+        """Play [0, end) and fit both networks on it; the player's pipeline serves them afterwards."""
+        config, pipeline = self.config, player.pipeline
+        options = player.options
+        player.options = options._replace(learn=False, publish=False)
+        marks = [int(share * end) for share in config.stages]
+        for epochs, mark in zip(config.epochs, marks, strict=True):
+            for _ in player.play_to(mark):
+                pass
+            log = self.builder.until(mark)
+            fitted = self.encoders.fit(log, mark, epochs=epochs)
+            self.report(f"encoder fitted on {mark:,} events in {fitted.seconds:.0f} s")
+            self._take(player)
+            self._serve(pipeline, CollectingRanker(config.candidates, self.worth()), log.item_text)
+            player.options = player.options._replace(examples=True)
+        player.options = options
+        self._take(player)
+        if self.lists is None:
+            raise ValueError(f"{end} events are too few to train a ranker on")
+        self._fit_ranker(self.lists, end)
+        self._serve(pipeline, self._ranker(), self.builder.until(end).item_text)
+
+    def learn(self, player: Player, start: int, end: int) -> None:
+        """Both networks learn from the block [start, end), which was scored; the pipeline serves them afterwards."""
+        log = self.builder.until(end)
+        self.encoders.update(log, start, end)
+        self._take(player)
+        if self.lists is not None:
+            seen = self.lists.before(start)
+            self.rankers.update(self.lists, np.arange(len(seen), len(self.lists.at)), seen)
+        self._serve(player.pipeline, self._ranker(), log.item_text)
+
+    def _fit_ranker(self, lists: Lists, end: int) -> None:
+        """Choose on the latest tenth how long to train, then fit on all lists for as long."""
+        started, config = time.monotonic(), self.config.ranker
+        latest = int((1.0 - self.config.validation) * end)
+        early, late = lists.before(latest), np.arange(len(lists.before(latest)), len(lists.at))
+        updates = config.updates
+        if len(early) and len(late):
+            chosen = self.rankers.fit(lists, early, updates=updates, validation=late)
+            found = len(late) / max(1, int(np.sum(self.asked >= latest)))
+            places = self.rankers.places(lists, late)
+            self.metrics = {
+                "validation_ndcg_at_10": float(np.mean(ndcg_of(places))) * found,
+                "validation_hr_at_10": float(np.mean(places <= CUTOFF)) * found,
+                "validation_recall": found,
+            }
+            self.report(
+                f"ranker after {chosen.updates:,} updates: nDCG@10 {self.metrics['validation_ndcg_at_10']:.4f} on the "
+                f"latest tenth, where {found:.1%} of what was chosen is among the candidates"
+            )
+            # The lists that were held back join as a block of the stream does: a second whole fit gains nothing.
+            for _ in range(config.last_passes):
+                self.rankers.update(lists, late, early)
+        else:
+            self.rankers.fit(lists, np.arange(len(lists.at)), updates=updates)
+        self.report(f"ranker fitted on {len(lists.at):,} lists in {time.monotonic() - started:.0f} s")
+
+    # parts ------------------------------------------------------------------------------------------------------------
+
+    def _ranker(self) -> Ranker:
+        return self.make_ranker(self.rankers.weights(), self.config.candidates, self.worth())
+
+    def worth(self) -> F32:
+        """float32[SOURCE_COUNT], in which share of the lists each source came to what was chosen."""
+        if self.reachable == 0:
+            return np.ones(SOURCE_COUNT, np.float32)
+        return np.maximum(self.reached / self.reachable, LEAST_WORTH).astype(np.float32)
+
+    def _serve(self, pipeline: Pipeline, ranker: Ranker, item_text: F32) -> None:
+        weights = self.encoders.served()
+        self.versions += 1
+        pipeline.use(self.make_encoder(weights), ranker, f"training-{self.versions}")
+        catalogue = pipeline.catalogue
+        vectors = weights.item_vectors(item_text)
+        cold = weights.item_vectors(np.zeros((1, item_text.shape[1]), np.float32), np.array([-1]))[0]
+        catalogue.placeholder = lambda _: cold
+        catalogue.set_vectors(np.arange(len(vectors), dtype=np.int32), vectors)
+
+    def _take(self, player: Player) -> None:
+        """Take over the examples that were played since, forgetting the oldest beyond `lists`."""
+        taken, player.examples = player.examples, []
+        for one in taken:
+            self.reached += one.reached
+            self.reachable += one.reachable
+        self.asked = np.concatenate([self.asked, *(one.asked for one in taken)])
+        taken = [one for one in taken if len(one.position)]
+        if not taken:
+            return
+        fresh = _lists(taken)
+        if self.lists is not None:
+            old, keep = self.lists, max(0, self.config.lists - len(fresh.at))
+            fresh = Lists(
+                *(
+                    np.concatenate(
+                        [getattr(old, name)[-keep:] if keep else getattr(old, name)[:0], getattr(fresh, name)]
+                    )
+                    for name in ("at", "features", "size", "chosen")
+                )
+            )
+        self.lists = fresh
+
+
+def _lists(examples: list[Examples]) -> Lists:
+    def joined(name: str) -> npt.NDArray[np.int64]:
+        return np.concatenate([getattr(one, name) for one in examples])
+
+    return Lists(
+        at=joined("position"),
+        features=np.concatenate([one.features.astype(np.float16) for one in examples]),
+        size=joined("size").astype(np.int32),
+        chosen=joined("chosen").astype(np.int32),
+    )

@@ -1,0 +1,84 @@
+"""What `train` and `backtest --train` share: a log of events, the networks that learn from it, the bundle they become.
+
+The only module of the command line that loads torch, and only when it is asked to train.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from models.domain.events import Event
+from models.domain.features import FEATURES, PRESENCE
+
+if TYPE_CHECKING:
+    from models.domain.batch import PipelineOptions
+    from models.domain.ports import F32, Ranker, UserEncoder
+    from models.encoders.bundle import Bundle
+    from models.learning.encoder_weights import EncoderWeights
+    from models.learning.ranker_weights import RankerWeights
+    from models.learning.training import Training
+
+
+def make_training(
+    events: Sequence[Event],
+    item_ids: Sequence[str],
+    item_text: F32,
+    texts: dict[str, F32],
+    options: PipelineOptions,
+    kinds: Sequence[str],
+    *,
+    seed: int,
+    report: Callable[[str], None],
+) -> Training:
+    from export.learned import open_towers
+    from export.ranker_graph import ranker_graph
+    from models.encoders.ranker import OnnxRanker
+    from models.encoders.session import CPU, open_session
+    from models.learning.log import LogBuilder
+    from models.learning.training import Training, TrainingConfig, use_threads
+
+    use_threads(1)  # both networks are small: a second thread gains a fifth and takes a core
+    builder = LogBuilder(events, item_ids, item_text, texts, kinds, options)
+
+    def make_encoder(weights: EncoderWeights) -> UserEncoder:
+        return open_towers(weights, builder.item_ids[: len(weights.item_id)], kinds)[0]
+
+    def make_ranker(weights: RankerWeights, candidates: int, worth: F32) -> Ranker:
+        session = open_session("ranker", ranker_graph(weights, PRESENCE), [CPU], 1)
+        return OnnxRanker(
+            session, features=FEATURES, initial_weights=None, candidates=candidates, source_weights=worth.tolist()
+        )
+
+    return Training(
+        builder, TrainingConfig(), seed=seed, make_encoder=make_encoder, make_ranker=make_ranker, report=report
+    )
+
+
+def write_learned(out: Path, training: Training, parent: Bundle, parent_path: Path, options: PipelineOptions) -> Path:
+    """The training's networks as a bundle at `out`. Raises: BundleError, ParityError."""
+    from export.learned import build_learned, open_towers
+    from export.parity import check_parity
+    from export.ranker_graph import ranker_graph
+
+    weights = training.encoders.served()
+    ids = training.builder.item_ids[: len(weights.item_id)]
+    found = check_parity(weights, *open_towers(weights, ids, training.builder.kinds), ids)
+    training.report(
+        f"parity of torch and ONNX: largest difference {found.worst:.1e}, top-10 overlap {found.top_overlap:.3f}"
+    )
+    return build_learned(
+        out,
+        parent=parent.version,
+        text_model=parent_path,
+        weights=weights,
+        item_ids=ids,
+        ranker_graph=ranker_graph(training.rankers.weights(), PRESENCE),
+        features=FEATURES,
+        kinds=training.builder.kinds,
+        candidates=training.config.candidates,
+        source_weights=training.worth().tolist(),
+        value_scale=options.value_scale,
+        metrics=training.metrics,
+    )

@@ -1,0 +1,288 @@
+"""The learned user encoder: gradients against autograd, bounded batches, the same seed the same weights, it learns."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from models.domain.errors import SettingsError
+from models.learning.encoder_weights import gap_bucket, value_bucket
+from models.learning.log import TrainingLog
+
+torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.train
+
+from models.learning.batches import batch_of, cut, cut_recent, histories  # noqa: E402
+from models.learning.checkpoint import CheckpointError  # noqa: E402
+from models.learning.encoder import EncoderNetwork, NetworkConfig  # noqa: E402
+from models.learning.encoder_trainer import COLD_OFFSETS, EncoderConfig, EncoderTrainer  # noqa: E402
+from models.learning.losses import BLOCK, SoftmaxLoss, sampled_softmax_loss  # noqa: E402
+from models.learning.moving_averages import MovingAverages  # noqa: E402
+from models.learning.places import mean_ndcg, places  # noqa: E402
+from models.learning.tensorboard import TensorBoardProgress  # noqa: E402
+from tests.model.logs import made_log  # noqa: E402
+
+SMALL = EncoderConfig(network=NetworkConfig(width=8, hidden=16, dropout=0.1), batch=8, chunk=10)
+
+
+@pytest.fixture(scope="module")
+def made() -> TrainingLog:
+    return made_log()
+
+
+@pytest.mark.parametrize("decays_always", [True, False])
+def test_the_moving_averages_have_the_gradient_that_autograd_finds(decays_always: bool) -> None:
+    torch.manual_seed(0)
+    start, moves, decays = (
+        torch.rand(shape, dtype=torch.float64, requires_grad=True) for shape in ((3, 4, 5), (6, 3, 5), (4, 5))
+    )
+    decaying = torch.ones(6, 3).double() if decays_always else torch.randint(0, 2, (6, 3)).double()
+    assert torch.autograd.gradcheck(lambda *given: MovingAverages.apply(*given, decaying), (start, moves, decays))
+
+
+def softmax_by_autograd(
+    users: torch.Tensor, items: torch.Tensor, hidden: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor
+) -> torch.Tensor:
+    scores = (users @ items.T).masked_fill(hidden, -1e9).log_softmax(1)
+    return -(scores.gather(1, labels) * weights).sum(1).mean()
+
+
+def softmax_case(rows: int = 2 * BLOCK + 7, items: int = 40) -> tuple[torch.Tensor, ...]:
+    torch.manual_seed(1)
+    users, table = (torch.randn(size, 6, requires_grad=True) for size in (rows, items))
+    labels, weights = torch.randint(0, items, (rows, 3)), torch.rand(rows, 3)
+    weights[::3, 2] = 0
+    weights /= weights.sum(1, keepdim=True)
+    hidden = (torch.rand(rows, items) < 0.2).scatter(1, labels, False)
+    return users, table, labels, weights, hidden
+
+
+def test_the_softmax_loss_and_its_gradients_are_those_of_autograd() -> None:
+    users, items, labels, weights, hidden = softmax_case()
+    excluded = hidden.flatten().nonzero().flatten()
+    bounds = np.searchsorted(excluded.numpy() // len(items), np.arange(0, len(users) + BLOCK, BLOCK)).tolist()
+    found = SoftmaxLoss.apply(users, items, excluded, bounds, labels, weights)
+    wanted = softmax_by_autograd(users, items, hidden, labels, weights)
+    assert found.item() == pytest.approx(wanted.item(), rel=1e-5)
+    for left, right in zip(
+        torch.autograd.grad(3 * found, (users, items)), torch.autograd.grad(3 * wanted, (users, items)), strict=True
+    ):
+        torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-6)
+
+
+def test_the_sampled_loss_over_every_item_is_the_full_one() -> None:
+    users, items, labels, weights, hidden = softmax_case(rows=30)
+    labels, weights = labels[:, :1], torch.ones(30, 1)
+    hidden = hidden.scatter(1, labels, False)
+    excluded = hidden.scatter(1, labels, True).flatten().nonzero().flatten()
+    found = sampled_softmax_loss(users, items[labels], weights, items, torch.zeros(len(items)), excluded)
+    wanted = softmax_by_autograd(users, items, hidden, labels, weights)
+    assert found.item() == pytest.approx(wanted.item(), rel=1e-5)
+
+
+def test_the_sampled_partition_function_is_right_on_average() -> None:
+    torch.manual_seed(2)
+    rng = np.random.default_rng(2)
+    users, items = torch.randn(4, 6) * 0.5, torch.randn(200, 6) * 0.5
+    chance = rng.random(200) + 0.1
+    chance /= chance.sum()
+    totals = []
+    for _ in range(400):
+        drawn, times = np.unique(rng.choice(200, 64, p=chance), return_counts=True)
+        log_count = torch.as_tensor(np.log(times / (64 * chance[drawn])), dtype=torch.float32)
+        totals.append((users @ items[torch.as_tensor(drawn)].T + log_count).exp().sum(1))
+    torch.testing.assert_close(torch.stack(totals).mean(0), (users @ items.T).exp().sum(1), rtol=0.05, atol=0)
+
+
+def test_values_and_gaps_fall_into_their_buckets() -> None:
+    value = np.array([-1, 0, 0.2, 0.3, 0.6, 0.7, 1, 7], np.float32)
+    assert value_bucket(value).tolist() == [0, 1, 3, 4, 7, 8, 11, 11]
+    gap = np.array([-1, 0, 0.9, 1, 22.9, 23, 40], np.float32)
+    assert gap_bucket(gap).tolist() == [24, 0, 0, 1, 22, 23, 23]
+
+
+def test_a_point_knows_what_was_before_it_and_nothing_after(made: TrainingLog) -> None:
+    rng = np.random.default_rng(3)
+    past = histories(made, 0, len(made), rng)
+    chunks = cut(past, 7, rng)
+    assert sorted(np.concatenate([np.arange(*pair) for pair in zip(*chunks, strict=True)])) == list(range(len(made)))
+    for row in range(len(chunks)):
+        batch = batch_of(made, past, chunks.take(np.array([row])), context=3, horizon=4, discount=0.5, items=made.items)
+        first = max(int(past.first[chunks.begin[row]]), int(chunks.begin[row]) - 3)
+        for number, point in enumerate(batch.point):
+            place = first + int(point)  # the event that is foreseen
+            event = past.event[place]
+            user = made.user[event]
+            start = past.first[place]
+            own = past.event[start : past.user_start[np.searchsorted(past.user_start, place, side="right")]]
+            before = [e for e in own[: place - start] if made.target[e]]
+            after = [e for e in own[place - start :] if made.target[e]][:4]
+            seen = batch.seen_item[batch.seen_row == number]
+            assert sorted(seen) == sorted(made.item[before])
+            labels = batch.label[number][batch.weight[number] > 0]
+            assert labels.tolist() == made.item[after].tolist()
+            assert not set(labels) & set(seen)
+            assert (made.user[own] == user).all()
+            assert batch.weight[number].sum() == pytest.approx(1)
+            for time in range(int(point)):
+                e = past.event[first + time]
+                assert batch.sign[time, 0] == np.sign(made.strength[e])
+                assert batch.item[time, 0] == (made.item[e] if made.item[e] >= 0 else made.items)
+
+
+def test_events_of_one_stamp_are_shuffled_and_others_keep_their_order(made: TrainingLog) -> None:
+    orders = [histories(made, 0, len(made), np.random.default_rng(seed)).event for seed in (0, 1)]
+    assert (orders[0] != orders[1]).any()
+    for order in orders:
+        for user in np.unique(made.user):
+            times = made.time_ms[order[made.user[order] == user]]
+            assert (np.diff(times) >= 0).all()
+
+
+def test_recent_chunks_hold_every_new_event_once(made: TrainingLog) -> None:
+    past = histories(made, 0, len(made), None)
+    since = len(made) - 20
+    chunks = cut_recent(past, since, 3, 6)
+    events = past.event[np.concatenate([np.arange(*pair) for pair in zip(*chunks, strict=True)])]
+    assert len(np.unique(events)) == len(events)
+    assert set(range(since, len(made))) <= set(events.tolist())
+
+
+def trainer(log: TrainingLog, seed: int = 0, config: EncoderConfig = SMALL) -> EncoderTrainer:
+    return EncoderTrainer(
+        config, items=log.items, kinds=len(log.kinds), text_dimension=log.item_text.shape[1], seed=seed
+    )
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(made: TrainingLog) -> None:
+    weights = []
+    for seed in (0, 0, 1):
+        one = trainer(made, seed)
+        one.fit(made, 150, epochs=2)
+        one.update(made, 150, 200)
+        weights.append(one.served().arrays())
+    for name, array in weights[0].items():
+        np.testing.assert_array_equal(array, weights[1][name])
+    assert (weights[0]["item_id"] != weights[2]["item_id"]).any()
+
+
+def test_training_leaves_torch_s_own_generator_alone(made: TrainingLog) -> None:
+    torch.manual_seed(5)
+    wanted = torch.rand(1)
+    torch.manual_seed(5)
+    trainer(made).fit(made, 100, epochs=1)
+    assert torch.rand(1) == wanted
+
+
+def test_it_learns_a_cycle_of_ten_items_by_heart() -> None:
+    log = made_log(users=30, events=900, cycle=True)
+    one = trainer(log, config=EncoderConfig(network=SMALL.network, batch=8, chunk=10, horizon=1))
+    report = one.fit(log, len(log), epochs=30, learning_rate=2e-2)
+    assert report.losses[-1] < 0.5 * report.losses[0]
+    users, items = one.users_before(log, 600, 900), one.served().item_vectors(log.item_text)
+    assert mean_ndcg(places(users, items, log, 600, 900)) > 0.8
+
+
+def test_it_learns_from_sampled_negatives_too() -> None:
+    log = made_log(users=30, events=900, cycle=True)
+    sampled = EncoderConfig(
+        network=SMALL.network, batch=8, chunk=10, horizon=1, full_softmax_items=10, negatives=16, average=0.9
+    )
+    one = trainer(log, config=sampled)
+    one.fit(log, len(log), epochs=30, learning_rate=2e-2)
+    users, items = one.users_before(log, 600, 900), one.served().item_vectors(log.item_text)
+    assert mean_ndcg(places(users, items, log, 600, 900)) > 0.7
+
+
+def test_the_cold_offset_is_the_largest_that_costs_little_on_later_events(made: TrainingLog) -> None:
+    one = trainer(made)
+    one.fit(made, 200, epochs=3)
+    before = one.cold_bias
+    figures = {}
+    for offset in COLD_OFFSETS:
+        one.cold_bias = before + offset
+        figures[offset] = one.ndcg(made, 200, 300)
+    one.cold_bias = before
+    chosen = one.choose_cold_offset(made, 200, 300, allowed_loss=0.05)
+    assert one.cold_bias == pytest.approx(before + chosen)
+    assert chosen == max(offset for offset, ndcg in figures.items() if ndcg >= 0.95 * max(figures.values()))
+
+
+def test_a_missing_or_damaged_checkpoint_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError):
+        EncoderTrainer.load(tmp_path, SMALL)
+    (tmp_path / "encoder.safetensors").write_bytes(b"damaged")
+    with pytest.raises(CheckpointError):
+        EncoderTrainer.load(tmp_path, SMALL)
+
+
+def test_curves_without_tensorboard_say_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(SettingsError, match="tensorboard"):
+        TensorBoardProgress(tmp_path)
+
+
+def test_validation_keeps_the_best_check(made: TrainingLog) -> None:
+    config = EncoderConfig(network=SMALL.network, batch=8, chunk=10, check_every=1, patience=2)
+    one = trainer(made, config=config)
+    seen: list[int] = []
+    report = one.fit(made, 200, epochs=12, validation=(200, 260), progress=lambda done, _, loss: seen.append(done))
+    assert seen == list(range(1, report.epochs + 1))
+    assert report.epochs <= min(12, report.best_epoch + 2)
+    assert one.ndcg(made, 200, 260) == pytest.approx(report.validation)
+
+
+def test_items_without_an_event_have_their_text_and_a_cold_bias_alone(made: TrainingLog) -> None:
+    one = trainer(made)
+    one.fit(made, 200, epochs=2)
+    weights = one.served()
+    cold = np.setdiff1d(np.arange(made.items), made.item[:200])
+    assert len(cold)
+    assert not weights.item_id[cold].any()
+    assert (weights.item_bias[cold] == weights.cold_bias).all()
+    np.testing.assert_allclose(
+        weights.item_vectors(made.item_text)[cold],
+        weights.item_vectors(made.item_text[cold], np.full(len(cold), -1)),
+        atol=1e-6,
+    )
+
+
+def test_a_grown_catalogue_is_learned_online(made: TrainingLog) -> None:
+    fewer = replace(
+        made,
+        item_text=made.item_text[:15],
+        item=np.where(made.item >= 15, -1, made.item).astype(np.int32),
+        target=made.target & (made.item < 15),
+    )
+    one = trainer(fewer)
+    one.fit(fewer, 150, epochs=1)
+    one.update(fewer, 150, 200)
+    one.update(made, 200, 260)
+    weights = one.served()
+    assert len(weights.item_id) == made.items
+    touched = np.unique(made.item[200:260])
+    assert weights.item_id[touched[touched >= 15]].any(1).all()
+
+
+def test_a_user_without_events_is_the_head_at_the_empty_state(made: TrainingLog) -> None:
+    one = trainer(made)
+    one.fit(made, 200, epochs=1)
+    network = EncoderNetwork.of(one.served())
+    empty = network.users(torch.zeros(1, *network.state_shape)).detach().numpy()[0]
+    first = int(np.flatnonzero(made.user == made.user[0])[0])
+    np.testing.assert_allclose(one.users_before(made, 0, 50)[first, :-1], empty, atol=1e-6)
+
+
+def test_a_saved_trainer_goes_on_as_if_it_had_not_stopped(made: TrainingLog, tmp_path: Path) -> None:
+    one = trainer(made)
+    one.fit(made, 150, epochs=1)
+    one.save(tmp_path / "checkpoint")
+    other = EncoderTrainer.load(tmp_path / "checkpoint", SMALL)
+    for each in (one, other):
+        each.update(made, 150, 220)
+    for name, array in one.served().arrays().items():
+        np.testing.assert_array_equal(array, other.served().arrays()[name])

@@ -1,0 +1,89 @@
+"""The listwise ranker: torch and ONNX say the same, a seed decides it, and it learns what decides a choice."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs the extra `train`")
+
+from export.ranker_graph import ranker_graph  # noqa: E402
+from models.domain.features import FEATURE_COUNT, FEATURES, PRESENCE  # noqa: E402
+from models.encoders.ranker import OnnxRanker  # noqa: E402
+from models.encoders.session import CPU, open_session  # noqa: E402
+from models.learning.ranker import ListwiseRanker, Standard  # noqa: E402
+from models.learning.ranker_trainer import Lists, RankerConfig, RankerTrainer  # noqa: E402
+
+pytestmark = pytest.mark.train
+CANDIDATES = 20
+DECISIVE = FEATURES.index("covisit_80")
+
+
+def past_lists(count: int, seed: int = 0) -> Lists:
+    """Lists of which the candidate with the largest `covisit_80` was chosen."""
+    rng = np.random.default_rng(seed)
+    size = rng.integers(2, CANDIDATES + 1, count).astype(np.int32)
+    features = rng.normal(size=(count, CANDIDATES, FEATURE_COUNT)).astype(np.float16)
+    features[..., PRESENCE] = -6.9
+    there = np.arange(CANDIDATES) < size[:, None]
+    features[~there] = 0
+    chosen = np.where(there, features[..., DECISIVE], -np.inf).argmax(1).astype(np.int32)
+    return Lists(np.arange(count), features, size, chosen)
+
+
+def onnx(trainer: RankerTrainer) -> OnnxRanker:
+    session = open_session("ranker", ranker_graph(trainer.weights(), PRESENCE), [CPU], 1)
+    return OnnxRanker(session, features=FEATURES, initial_weights=None, candidates=CANDIDATES)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 17, 300])
+def test_torch_and_onnx_agree_whatever_the_batch(batch: int) -> None:
+    torch.manual_seed(3)
+    lists = past_lists(batch, seed=batch)
+    net = ListwiseRanker(Standard(np.full(FEATURE_COUNT, 0.3, np.float32), np.full(FEATURE_COUNT, 2.0, np.float32)))
+    session = open_session("ranker", ranker_graph(net.weights(), PRESENCE), [CPU], 1)
+    features = lists.features.astype(np.float32)
+    mask = np.arange(CANDIDATES) < lists.size[:, None]
+    wanted = net(torch.from_numpy(features), torch.from_numpy(mask)).detach().numpy()
+    found = OnnxRanker(session, features=FEATURES, initial_weights=None).score(features, None)
+    np.testing.assert_allclose(found[mask], wanted[mask], atol=1e-5)
+    assert (found[~mask] < -1e8).all()
+
+
+def test_it_finds_what_decides_a_choice_and_the_seed_decides_the_weights() -> None:
+    lists = past_lists(1_500)
+    config = RankerConfig(batch=32, sampled=8)
+    early, late = np.arange(1_000), np.arange(1_000, 1_500)
+    fits = []
+    for _ in range(2):
+        trainer = RankerTrainer(config, seed=5)
+        fit = trainer.fit(lists, early, updates=400, validation=late)
+        assert fit.validation > 0.9
+        assert fit.validation == pytest.approx(trainer.ndcg(lists, late))
+        fits.append(trainer.weights())
+    for one, other in zip(vars(fits[0]).values(), vars(fits[1]).values(), strict=True):
+        for a, b in zip(*(x if isinstance(x, tuple) else (x,) for x in (one, other)), strict=True):
+            np.testing.assert_array_equal(a, b)
+    served = onnx(trainer).score(lists.features[late].astype(np.float32), None)
+    assert np.mean(served.argmax(1) == lists.chosen[late]) > 0.8
+
+
+def test_an_update_follows_a_stream_that_changed() -> None:
+    before, after = past_lists(600), past_lists(600, seed=9)
+    other = FEATURES.index("follow")
+    there = np.arange(CANDIDATES) < after.size[:, None]
+    chosen = np.where(there, after.features[..., other], -np.inf).argmax(1).astype(np.int32)
+    lists = Lists(
+        np.arange(1_200),
+        np.concatenate([before.features, after.features]),
+        np.concatenate([before.size, after.size]),
+        np.concatenate([before.chosen, chosen]),
+    )
+    trainer = RankerTrainer(RankerConfig(batch=32, average=0.9), seed=0)
+    trainer.fit(lists, np.arange(600), updates=300)
+    late = np.arange(900, 1_200)
+    frozen = trainer.ndcg(lists, late)
+    for start in range(600, 900, 100):
+        for _ in range(4):
+            trainer.update(lists, np.arange(start, start + 100), np.arange(start))
+    assert trainer.ndcg(lists, late) > frozen + 0.1
