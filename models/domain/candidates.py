@@ -47,10 +47,10 @@ LEARNED_QUERY_WINDOW = 20
 # comparison.
 REASON_WINDOW = 5
 # Columns of Scratch.covisit and Scratch.follow.
-COVISIT_80, COVISIT_95, COVISIT_50, COVISIT_LAST, COVISIT_LIKED, COVISIT_LATELY, COVISIT_SEEN_AT = range(7)
-FOLLOW_THREE, FOLLOW_LAST, FOLLOW_SECOND, FOLLOW_LATELY, FOLLOW_SEEN_AT = range(5)
-# Events after which a pair counts half as "lately".
-LATELY_EVENTS = np.float32(5_000.0)
+COVISIT_80, COVISIT_95, COVISIT_50, COVISIT_LAST, COVISIT_LIKED = range(5)
+COVISIT_COLUMNS = 5
+FOLLOW_THREE, FOLLOW_LAST, FOLLOW_SECOND = range(3)
+FOLLOW_COLUMNS = 3
 
 
 class Query(NamedTuple):
@@ -105,10 +105,9 @@ class Scratch(NamedTuple):
     excluded: npt.NDArray[np.int64]
     listed: npt.NDArray[np.int64]
     covisit: npt.NDArray[np.float32]
-    """float32[N, 7]: summed with decays .8, .95, .5; of the last item; of liked items; of pairs that occurred lately;
-    event clock at which the item was last chosen near the last one."""
+    """float32[N, 5]: summed with decays .8, .95, .5; of the last item; of liked items."""
     follow: npt.NDArray[np.float32]
-    """float32[N, 5], what followed the latest three items, the last one, the one before it; lately; and when."""
+    """float32[N, 3], what followed the latest three items, the last one, the one before it."""
     strongest: npt.NDArray[np.float32]
     because: npt.NDArray[np.int32]
     touched: npt.NDArray[np.int32]
@@ -134,8 +133,8 @@ def new_scratch(items: int) -> Scratch:
         stamp=np.zeros(1, np.int64),
         excluded=np.zeros(items, np.int64),
         listed=np.zeros(items, np.int64),
-        covisit=np.zeros((items, 7), np.float32),
-        follow=np.zeros((items, 5), np.float32),
+        covisit=np.zeros((items, COVISIT_COLUMNS), np.float32),
+        follow=np.zeros((items, FOLLOW_COLUMNS), np.float32),
         strongest=np.zeros(items, np.float32),
         because=np.full(items, -1, np.int32),
         touched=np.zeros(items + 1, np.int32),
@@ -162,7 +161,7 @@ def _sum_covisitation(arrays, scratch, available, query, row, learned):  # type:
     pairs, follows, candidates = arrays.pairs, arrays.follows, scratch.touched
     neighbour, pair_weight, inverse_root = pairs.neighbour, pairs.weight, pairs.inverse_root
     covisit, follow, strongest, because = scratch.covisit, scratch.follow, scratch.strongest, scratch.because
-    touched, clock = 0, np.float32(arrays.clock[0])
+    touched = 0
     decay_80, decay_95, decay_50 = 1.0, 1.0, 1.0
     window = LEARNED_QUERY_WINDOW if learned else QUERY_WINDOW
     for age in range(min(window, recent.shape[0])):
@@ -186,11 +185,8 @@ def _sum_covisitation(arrays, scratch, available, query, row, learned):  # type:
             if learned:
                 covisit[item, COVISIT_50] += w50 * weight
                 covisit[item, COVISIT_LIKED] += liked * weight
-                lately = LATELY_EVENTS / (LATELY_EVENTS + clock - pairs.seen_at[k])
-                covisit[item, COVISIT_LATELY] += w80 * weight * lately
                 if age == 0:
                     covisit[item, COVISIT_LAST] = weight
-                    covisit[item, COVISIT_SEEN_AT] = pairs.seen_at[k]
             if age < REASON_WINDOW and w80 * weight > strongest[item]:
                 strongest[item] = w80 * weight
                 because[item] = other
@@ -199,13 +195,8 @@ def _sum_covisitation(arrays, scratch, available, query, row, learned):  # type:
             for k in range(follows.start[other], follows.start[other] + follows.size[other]):
                 share = follows.weight[k] * follow_norm
                 follow[follows.neighbour[k], FOLLOW_THREE] += share
-                if learned:
-                    lately = LATELY_EVENTS / (LATELY_EVENTS + clock - follows.seen_at[k])
-                    follow[follows.neighbour[k], FOLLOW_LATELY] += share * lately
-                    if age == 0:
-                        follow[follows.neighbour[k], FOLLOW_SEEN_AT] = follows.seen_at[k]
-                    if age < 2:
-                        follow[follows.neighbour[k], FOLLOW_LAST + age] = share
+                if learned and age < 2:
+                    follow[follows.neighbour[k], FOLLOW_LAST + age] = share
     candidates[candidates.shape[0] - 1] = touched
     # The heap's worst is looked at first: most items fall there, before anything else is asked of them.
     scores, heap, best = covisit[:, COVISIT_80], scratch.heap, 0
@@ -225,14 +216,13 @@ def _take_turns(arrays, scratch, available, query, lists, row, worth, best):  # 
     """Take the source whose next place is worth most: place / worth, so that a source of twice the worth gives two."""
     stamp, target, limit = scratch.stamp[0], query.target[row], lists.item.shape[1]
     places = np.zeros(SOURCE_COUNT, np.int64)
-    given = np.zeros(SOURCE_COUNT)
-    closed = np.zeros(SOURCE_COUNT, np.bool_)
+    turn = 1.0 / worth  # (places given + 1) / worth of each source; infinite once it has no more
     size, left = 0, SOURCE_COUNT
     while size < limit and left > 0:
-        source, first = -1, np.inf
-        for s in range(SOURCE_COUNT):
-            if not closed[s] and (given[s] + 1.0) / worth[s] < first:
-                source, first = s, (given[s] + 1.0) / worth[s]
+        source = 0
+        for s in range(1, SOURCE_COUNT):
+            if turn[s] < turn[source]:
+                source = s
         found = -1
         while found < 0:
             at = places[source]
@@ -252,10 +242,10 @@ def _take_turns(arrays, scratch, available, query, lists, row, worth, best):  # 
             if scratch.excluded[item] != stamp and available[item]:
                 found = item
         if found < 0:
-            closed[source] = True
+            turn[source] = np.inf
             left -= 1
             continue
-        given[source] += 1.0
+        turn[source] += 1.0 / worth[source]
         if found == target:
             lists.reached[row, source] = True
         if scratch.listed[found] != stamp:
@@ -284,7 +274,8 @@ def clear(arrays, scratch, query, row):  # type: ignore[no-untyped-def]  # pragm
     """Leave the work space as it was before the list."""
     for m in range(scratch.touched[scratch.touched.shape[0] - 1]):
         item = scratch.touched[m]
-        scratch.covisit[item] = 0.0
+        for column in range(COVISIT_COLUMNS):
+            scratch.covisit[item, column] = 0.0
         scratch.strongest[item] = 0.0
         scratch.because[item] = -1
     follows = arrays.follows
@@ -292,4 +283,5 @@ def clear(arrays, scratch, query, row):  # type: ignore[no-untyped-def]  # pragm
         other = query.recent[row, age]
         if other >= 0:
             for k in range(follows.start[other], follows.start[other] + follows.size[other]):
-                scratch.follow[follows.neighbour[k]] = 0.0
+                for column in range(FOLLOW_COLUMNS):
+                    scratch.follow[follows.neighbour[k], column] = 0.0

@@ -14,13 +14,9 @@ from models.domain.candidates import (
     COVISIT_80,
     COVISIT_95,
     COVISIT_LAST,
-    COVISIT_LATELY,
     COVISIT_LIKED,
-    COVISIT_SEEN_AT,
     FOLLOW_LAST,
-    FOLLOW_LATELY,
     FOLLOW_SECOND,
-    FOLLOW_SEEN_AT,
     FOLLOW_THREE,
     clear,
     propose,
@@ -66,10 +62,6 @@ LEARNED_FEATURES: tuple[str, ...] = (
     "covisit_rank",
     "follow_last",
     "follow_second",
-    "covisit_lately",
-    "covisit_age",
-    "follow_lately",
-    "follow_age",
     "popularity_rank",
     "recency_rank",
     "user_events",
@@ -204,14 +196,12 @@ def _describe_more(arrays, scratch, vectors, query, people, lists, row):  # type
             scratch.passed[passed[p]] = p + 1
     # The whole list: the encoder's softmax, sums of shares, ranks.
     best, sum_50, sum_last, sum_80 = np.float32(-1e30), np.float32(1e-9), np.float32(1e-9), np.float32(1e-9)
-    sum_lately = np.float32(1e-9)
     for k in range(size):
         item = lists.item[row, k]
         best = max(best, lists.features[row, k, 0])
         sum_80 += covisit[item, COVISIT_80]
         sum_50 += covisit[item, COVISIT_50] * inverse_root[item]
         sum_last += covisit[item, COVISIT_LAST] * inverse_root[item]
-        sum_lately += covisit[item, COVISIT_LATELY] * inverse_root[item]
     mass = 0.0
     for k in range(size):
         mass += np.exp(lists.features[row, k, 0] - best)
@@ -245,37 +235,33 @@ def _describe_more(arrays, scratch, vectors, query, people, lists, row):  # type
         f[at + 9] = np.log(np.float32(1.0 + by_pairs[k]))
         f[at + 10] = np.log(follow[item, FOLLOW_LAST] + _FOLLOW_FLOOR) - _LOG_FOLLOW_FLOOR
         f[at + 11] = np.log(follow[item, FOLLOW_SECOND] + _FOLLOW_FLOOR) - _LOG_FOLLOW_FLOOR
-        f[at + 12] = _share(covisit[item, COVISIT_LATELY] * inverse_root[item] / sum_lately)
-        f[at + 13] = np.log(np.float32(1.0 + clock - covisit[item, COVISIT_SEEN_AT]))
-        f[at + 14] = np.log(follow[item, FOLLOW_LATELY] + _FOLLOW_FLOOR) - _LOG_FOLLOW_FLOOR
-        f[at + 15] = np.log(np.float32(1.0 + clock - follow[item, FOLLOW_SEEN_AT]))
-        f[at + 16] = np.log(np.float32(1.0 + by_popularity[k]))
-        f[at + 17] = np.log(np.float32(1.0 + by_recency[k]))
-        f[at + 18] = np.log(np.float32(1.0 + query.history[row]))
-        f[at + 19] = log_gap if query.last_ms[row] >= 0 else _NO_GAP
-        f[at + 20] = _or(choice[HABIT_AGE], 5.0)
-        f[at + 21] = _or(choice[HABIT_TOUCHES], 4.0)
-        f[at + 22] = _or(choice[HABIT_RECENCY], 4.0)
-        f[at + 23] = _or(choice[HABIT_VALUE], 0.6)
-        f[at + 24] = abs(f[_AGE] - choice[HABIT_AGE]) if choice[HABIT_AGE] == choice[HABIT_AGE] else 2.0
-        f[at + 25] = (
+        f[at + 12] = np.log(np.float32(1.0 + by_popularity[k]))
+        f[at + 13] = np.log(np.float32(1.0 + by_recency[k]))
+        f[at + 14] = np.log(np.float32(1.0 + query.history[row]))
+        f[at + 15] = log_gap if query.last_ms[row] >= 0 else _NO_GAP
+        f[at + 16] = _or(choice[HABIT_AGE], 5.0)
+        f[at + 17] = _or(choice[HABIT_TOUCHES], 4.0)
+        f[at + 18] = _or(choice[HABIT_RECENCY], 4.0)
+        f[at + 19] = _or(choice[HABIT_VALUE], 0.6)
+        f[at + 20] = abs(f[_AGE] - choice[HABIT_AGE]) if choice[HABIT_AGE] == choice[HABIT_AGE] else 2.0
+        f[at + 21] = (
             abs(f[_AFTER_COUNTS] - choice[HABIT_TOUCHES]) if choice[HABIT_TOUCHES] == choice[HABIT_TOUCHES] else 1.0
         )
-        f[at + 26] = (
+        f[at + 22] = (
             abs(f[_EVENTS_SINCE_TOUCH] - choice[HABIT_RECENCY])
             if choice[HABIT_RECENCY] == choice[HABIT_RECENCY]
             else 1.0
         )
-        f[at + 27], f[at + 28] = 0.0, 0.0
+        f[at + 23], f[at + 24] = 0.0, 0.0
         if arrays.touches[item] > 0.0:
             since_born = max(now_ms - arrays.born_ms[item], 0) / 60_000.0
             since_touch = max(now_ms - arrays.touched_ms[item], 0) / 60_000.0
-            f[at + 27] = min(max(np.log((since_born + 1.0) / (gap_minutes + 1.0)), -8.0), 8.0)
-            f[at + 28] = min(max(np.log((since_touch + 1.0) / (gap_minutes + 1.0)), -8.0), 8.0)
+            f[at + 23] = min(max(np.log(np.float32((since_born + 1.0) / (gap_minutes + 1.0))), -8.0), 8.0)
+            f[at + 24] = min(max(np.log(np.float32((since_touch + 1.0) / (gap_minutes + 1.0))), -8.0), 8.0)
         place = scratch.passed[item] - 1
-        f[at + 29] = np.log((weight[place, 0] if place >= 0 else 0.0) + 1e-3)
-        f[at + 30] = np.log((weight[place, 1] if place >= 0 else 0.0) + 1e-3)
-        f[at + 31] = np.log(1.0 + (weight[place, 2] if place >= 0 else 0.0))
+        f[at + 25] = np.log(np.float32((weight[place, 0] if place >= 0 else 0.0) + 1e-3))
+        f[at + 26] = np.log(np.float32((weight[place, 1] if place >= 0 else 0.0) + 1e-3))
+        f[at + 27] = np.log(np.float32(1.0 + (weight[place, 2] if place >= 0 else 0.0)))
     for p in range(PASSED_LENGTH):
         if passed[p] >= 0:
             scratch.passed[passed[p]] = 0
@@ -288,9 +274,9 @@ def _or(value, otherwise):  # type: ignore[no-untyped-def]  # pragma: no cover -
 
 @njit(cache=True)
 def _ranks(keys):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
-    """Place of each entry by falling key, from 0; ties by place."""
+    """Place of each entry by falling key, from 0."""
     ranks = np.empty(keys.shape[0], np.int64)
-    order = np.argsort(-keys, kind="mergesort")
+    order = np.argsort(-keys)
     for place in range(order.shape[0]):
         ranks[order[place]] = place
     return ranks

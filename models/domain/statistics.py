@@ -94,8 +94,6 @@ class Rows(NamedTuple):
     capacity: npt.NDArray[np.int32]
     neighbour: npt.NDArray[np.int32]
     weight: npt.NDArray[np.float32]
-    seen_at: npt.NDArray[np.float32]
-    """float32[pool], event clock when the pair last occurred."""
     used: npt.NDArray[np.int64]
     """int64[1], entries of the pool handed out."""
     total: npt.NDArray[np.float32]
@@ -130,7 +128,6 @@ class StatisticsArrays(NamedTuple):
 
 
 _PER_ITEM = ("log_count", "touched_at", "touched_ms", "born_ms", "touches", "value_sum")
-_PER_PAIR = ("neighbour", "weight", "seen_at")
 _NEVER_MS = np.int64(2**62)
 
 
@@ -188,12 +185,10 @@ def _add_pair(rows, item, other, weight, clock):  # type: ignore[no-untyped-def]
     found = _find(rows.neighbour, start, np.int64(size), other)
     if found >= 0:
         rows.weight[start + found] += weight
-        rows.seen_at[start + found] = clock
         return
     if size < rows.capacity[item]:
         rows.neighbour[start + size] = other
         rows.weight[start + size] = weight
-        rows.seen_at[start + size] = clock
         rows.size[item] = size + 1
         return
     if size < MAX_NEIGHBOURS:
@@ -203,10 +198,8 @@ def _add_pair(rows, item, other, weight, clock):  # type: ignore[no-untyped-def]
         for k in range(size):
             rows.neighbour[moved + k] = rows.neighbour[start + k]
             rows.weight[moved + k] = rows.weight[start + k]
-            rows.seen_at[moved + k] = rows.seen_at[start + k]
         rows.neighbour[moved + size] = other
         rows.weight[moved + size] = weight
-        rows.seen_at[moved + size] = clock
         rows.start[item] = moved
         rows.capacity[item] = grown
         rows.size[item] = size + 1
@@ -219,7 +212,6 @@ def _add_pair(rows, item, other, weight, clock):  # type: ignore[no-untyped-def]
             weakest = at
     rows.neighbour[weakest] = other
     rows.weight[weakest] = weight
-    rows.seen_at[weakest] = clock
 
 
 @njit(cache=True)
@@ -324,7 +316,7 @@ class Statistics:
             pool = _compacted(getattr(self.arrays, rows), 0)
             for name in ("size", "total"):
                 out[f"{rows}_{name}"] = getattr(pool, name)[:used].copy()
-            for name in _PER_PAIR:
+            for name in ("neighbour", "weight"):
                 out[f"{rows}_{name}"] = getattr(pool, name)[: int(pool.used[0])].copy()
         return out
 
@@ -354,7 +346,6 @@ class Statistics:
             pool.inverse_root[:] = 1.0 / (1.0 + np.sqrt(pool.total).astype(np.float64))
             pool.neighbour[: sizes.sum()] = index[dumped[f"{rows}_neighbour"]]
             pool.weight[: sizes.sum()] = dumped[f"{rows}_weight"]
-            pool.seen_at[: sizes.sum()] = dumped[f"{rows}_seen_at"]
             pool.used[0] = sizes.sum()
             self.arrays = _with_rows(self.arrays, rows, pool)
         for t in range(TOP_LIST_COUNT):
@@ -392,7 +383,6 @@ def _empty_rows(items: int, pool: int) -> Rows:
         capacity=np.zeros(items, np.int32),
         neighbour=np.zeros(pool, np.int32),
         weight=np.zeros(pool, np.float32),
-        seen_at=np.zeros(pool, np.float32),
         used=np.zeros(1, np.int64),
         total=np.zeros(items, np.float32),
         inverse_root=np.ones(items, np.float32),
@@ -432,7 +422,7 @@ def _grown(old: StatisticsArrays, items: int) -> StatisticsArrays:
         wide = _empty_rows(items, 1)
         for name in ("start", "size", "capacity", "total", "inverse_root"):
             getattr(wide, name)[:n] = getattr(pool, name)
-        keep[rows] = wide._replace(neighbour=pool.neighbour, weight=pool.weight, seen_at=pool.seen_at, used=pool.used)
+        keep[rows] = wide._replace(neighbour=pool.neighbour, weight=pool.weight, used=pool.used)
     return new._replace(**keep)
 
 
@@ -447,12 +437,10 @@ def _compacted(rows: Rows, free: int) -> Rows:
         capacity=capacity.astype(np.int32),
         neighbour=np.zeros(used + free, np.int32),
         weight=np.zeros(used + free, np.float32),
-        seen_at=np.zeros(used + free, np.float32),
         used=np.array([used], np.int64),
     )
     within = np.arange(int(sizes.sum())) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     source, target = np.repeat(rows.start, sizes) + within, np.repeat(starts, sizes) + within
     new.neighbour[target] = rows.neighbour[source]
     new.weight[target] = rows.weight[source]
-    new.seen_at[target] = rows.seen_at[source]
     return new

@@ -18,7 +18,7 @@ from models.learning.ranker import ListwiseRanker, Standard
 from models.learning.ranker_weights import RankerWeights
 
 # Lists a look at the validation part takes at most, spread evenly.
-CHECKED_LISTS = 20_000
+CHECKED_LISTS = 3_000
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,6 @@ class RankerConfig:
     first_check: int = 50
     """Updates before the first look at the validation part; every next look comes after twice as many. Short streams
     are learned by heart within some hundred updates, long ones take thousands."""
-    last_passes: int = 2
-    """Over the latest lists, once they were used to choose."""
     online_rate: float = 1e-3
     replay: int = 3
     """Earlier lists to each new one in an online update."""

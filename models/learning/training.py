@@ -159,11 +159,9 @@ class Training:
                 f"ranker after {chosen.updates:,} updates: nDCG@10 {self.metrics['validation_ndcg_at_10']:.4f} on the "
                 f"latest tenth, where {found:.1%} of what was chosen is among the candidates"
             )
-            # The lists that were held back join as a block of the stream does: a second whole fit gains nothing.
-            for _ in range(config.last_passes):
-                self.rankers.update(lists, late, early)
-        else:
-            self.rankers.fit(lists, np.arange(len(lists.at)), updates=updates)
+            updates = chosen.updates
+        # Anew on everything: what was held back is the latest, and the latest tells most of what comes next.
+        self.rankers.fit(lists, np.arange(len(lists.at)), updates=updates)
         self.report(f"ranker fitted on {len(lists.at):,} lists in {time.monotonic() - started:.0f} s")
 
     # parts ------------------------------------------------------------------------------------------------------------

@@ -11,14 +11,14 @@ import pytest
 
 pytest.importorskip("torch", reason="needs the extra `train`")
 
-from typer.testing import CliRunner  # noqa: E402
+from typer.testing import CliRunner
 
-from models.domain.events import EventContract  # noqa: E402
-from models.domain.features import FEATURES  # noqa: E402
-from models.encoders.bundle import load_bundle  # noqa: E402
-from models.learning.log import LogBuilder  # noqa: E402
-from streams.cli import backtest, train  # noqa: E402
-from tests.domain.helpers import OPTIONS  # noqa: E402
+from models.domain.events import EventContract
+from models.domain.features import FEATURES
+from models.encoders.bundle import load_bundle
+from models.learning.log import LogBuilder
+from streams.cli import backtest, train
+from tests.domain.helpers import OPTIONS
 
 pytestmark = pytest.mark.train
 USERS, ITEMS, EVENTS = 40, 60, 1_600
@@ -85,7 +85,7 @@ def test_a_file_becomes_a_bundle_that_is_served_and_the_seed_decides_it(tmp_path
         result = run.invoke(backtest.app, [str(events), *common, *extra, "--json", str(out), "--lists", str(lists)])
         assert result.exit_code == 0, result.output
         figures[name] = msgspec.json.decode(out.read_bytes())
-    # By chance .08; the untrained rule happens to be made for such a walk, and a thousand lists are few to learn it from.
+    # By chance .08. The untrained rule happens to be made for such a walk, and a thousand lists are few to learn it.
     assert figures["trained"]["ndcg_at_10"] > 0.6
     assert (tmp_path / "trained.jsonl").read_bytes() == (tmp_path / "again.jsonl").read_bytes(), "a seed decides it"
 

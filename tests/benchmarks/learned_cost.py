@@ -1,0 +1,118 @@
+"""What a learned model costs on one thread: a step at batch 256; features and network of 300 candidates.
+
+`python -m tests.benchmarks.learned_cost BUNDLE [--json FILE]`; the bundle is one that `streamrec train` wrote. The
+statistics are those of a made stream (1,700 items, 100,000 touches), since their size decides the time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from models.domain.candidates import LEARNED_QUERY_WINDOW, Query, new_lists, new_scratch
+from models.domain.features import FEATURE_COUNT, describe_list
+from models.domain.habits import NO_HABITS, people_of
+from models.domain.ports import EventInputs
+from models.domain.statistics import PAIR_WINDOW, Statistics, Touches
+from models.encoders.bundle import load_bundle
+
+ITEMS, TOUCHES, BATCH, CANDIDATES, REPEATS = 1_700, 100_000, 64, 300, 20
+
+
+def made_statistics(rng: np.random.Generator) -> Statistics:
+    chance = 1.0 / (10.0 + np.arange(ITEMS))
+    chance /= chance.sum()
+    statistics = Statistics(ITEMS)
+    for start in range(0, TOUCHES, 1_000):
+        item = rng.choice(ITEMS, 1_000, p=chance).astype(np.int32)
+        statistics.update(
+            Touches(
+                item,
+                (np.arange(start, start + 1_000) * 60_000).astype(np.int64),
+                rng.random(1_000).astype(np.float32),
+                np.ones(1_000, np.bool_),
+                rng.random(1_000) < 0.5,
+                rng.choice(ITEMS, (1_000, PAIR_WINDOW), p=chance).astype(np.int32),
+            )
+        )
+    return statistics
+
+
+def best_of(work: Callable[[], object], repeats: int = REPEATS) -> float:
+    """Seconds of the quickest run: what the machine can do while nobody else uses it."""
+    times = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - started)
+    return min(times)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    bundle = load_bundle(arguments.bundle)
+    rng = np.random.default_rng(0)
+    statistics = made_statistics(rng)
+    dimension = bundle.user_encoder.dimension
+    vectors = rng.normal(size=(ITEMS, dimension)).astype(np.float32)
+    recent = np.stack([rng.choice(ITEMS, LEARNED_QUERY_WINDOW, replace=False) for _ in range(BATCH)]).astype(np.int32)
+    statistics.reserve(ITEMS, 0)
+    query = Query(
+        user=rng.normal(size=(BATCH, dimension)).astype(np.float32),
+        now_ms=np.full(BATCH, TOUCHES * 60_000),
+        last_ms=np.full(BATCH, TOUCHES * 60_000 - 90_000),
+        recent=recent,
+        liked=rng.random(recent.shape) < 0.5,
+        history=np.full(BATCH, 50.0, np.float32),
+        person=np.zeros(BATCH, np.int64),
+        target=np.full(BATCH, -1, np.int32),
+        encoder_top=np.stack([rng.choice(ITEMS, CANDIDATES // 2, replace=False) for _ in range(BATCH)]).astype(
+            np.int32
+        ),
+        newest=np.empty(0, np.int32),
+        excluded_from=np.zeros(BATCH, np.int64),
+        excluded_to=np.zeros(BATCH, np.int64),
+        excluded=np.empty(0, np.int32),
+    )
+    lists = new_lists(BATCH, FEATURE_COUNT, CANDIDATES)
+    people, scratch, available = people_of([NO_HABITS]), new_scratch(statistics.capacity), np.ones(ITEMS, np.bool_)
+    worth = bundle.ranker.source_weights
+    worth = np.ones(lists.reached.shape[1]) if worth is None else worth.astype(np.float64)
+
+    def describe() -> None:
+        for row in range(BATCH):
+            describe_list(statistics.arrays, scratch, vectors, available, query, people, worth, lists, row)
+
+    describe()
+    user = bundle.user_encoder
+    inputs = EventInputs(
+        item=rng.normal(size=(256, dimension)).astype(np.float32),
+        text=np.zeros((256, user.text_dimension), np.float32),
+        kind=np.ones(256, np.int64),
+        strength=np.ones(256, np.float32),
+        value=np.full(256, 0.8, np.float32),
+        log2_gap=np.full(256, 5.0, np.float32),
+    )
+    states = np.zeros((256, user.state_size), np.float32)
+    found = {
+        "candidates": int(lists.size.mean()),
+        "features_us_a_list": best_of(describe) / BATCH * 1e6,
+        "network_us_a_list": best_of(lambda: bundle.ranker.score(lists.features, None)) / BATCH * 1e6,
+        "step_us_an_event": best_of(lambda: user.step(states, inputs), 200) / 256 * 1e6,
+    }
+    for name, value in found.items():
+        print(f"{name:<20} {value:8.1f}")
+    if arguments.json is not None:
+        arguments.json.write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=2) + b"\n")
+
+
+if __name__ == "__main__":
+    main()
