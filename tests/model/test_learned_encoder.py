@@ -252,7 +252,7 @@ def test_items_without_an_event_have_their_text_and_a_cold_bias_alone(made: Trai
 
 
 def test_the_first_items_of_the_catalogue_may_have_no_event(made: TrainingLog) -> None:
-    """A place without a label names the first target's item or none at all, which need not be among the trained ones."""
+    """A place without a label names some item, which need not be among the trained ones."""
     later = np.where(made.item >= 0, made.item + 2, -1).astype(np.int32)
     shifted = replace(made, item=later, item_text=np.concatenate([made.item_text[:2], made.item_text]))
     one = trainer(shifted)
