@@ -35,6 +35,8 @@ class RankerConfig:
     """Updates until the rate is reached."""
     updates: int = 4_000
     """Updates of a fit at most. Counted in updates, because short streams need many passes and long ones few."""
+    passes: int = 60
+    """Passes over the lists at most: a thousand lists are known by heart by then."""
     first_check: int = 50
     """Updates before the first look at the validation part; every next look comes after twice as many. Short streams
     are learned by heart within some hundred updates, long ones take thousands."""

@@ -145,7 +145,7 @@ class Training:
         started, config = time.monotonic(), self.config.ranker
         latest = int((1.0 - self.config.validation) * end)
         early, late = lists.before(latest), np.arange(len(lists.before(latest)), len(lists.at))
-        updates = config.updates
+        updates = min(config.updates, max(config.first_check, config.passes * len(lists.at) // config.batch))
         if len(early) and len(late):
             chosen = self.rankers.fit(lists, early, updates=updates, validation=late)
             found = len(late) / max(1, int(np.sum(self.asked >= latest)))
