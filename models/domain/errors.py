@@ -57,3 +57,7 @@ class IncompatibleBundleError(BundleError):
 
 class SettingsError(RecommenderError):
     """Settings that cannot work, with the name of the setting and how to mend it."""
+
+
+class TrainingError(RecommenderError):
+    """A log that nothing can be learned from."""

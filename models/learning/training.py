@@ -17,6 +17,7 @@ import torch
 
 from models.domain.batch import Examples
 from models.domain.candidates import SOURCE_COUNT
+from models.domain.errors import TrainingError
 from models.domain.evaluation import CUTOFF
 from models.domain.features import FEATURES
 from models.domain.pipeline import Pipeline
@@ -30,6 +31,8 @@ from models.learning.ranker_weights import RankerWeights
 
 # A source that never reached what was chosen keeps this worth, so that it is still heard and can prove itself.
 LEAST_WORTH = 0.05
+# A tenth of it is the first stage; below that no encoder says anything yet.
+LEAST_EVENTS = 500
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,12 @@ class Training:
     # Learner ----------------------------------------------------------------------------------------------------------
 
     def fit(self, player: Player, end: int) -> None:
-        """Play [0, end) and fit both networks on it; the player's pipeline serves them afterwards."""
+        """Play [0, end) and fit both networks on it; the player's pipeline serves them afterwards.
+
+        Raises: TrainingError where there is too little to learn from.
+        """
+        if end < LEAST_EVENTS:
+            raise TrainingError(f"{end} events are too few to train on; it takes at least {LEAST_EVENTS}")
         config, pipeline = self.config, player.pipeline
         options = player.options
         player.options = options._replace(learn=False, publish=False)
@@ -126,7 +134,7 @@ class Training:
         player.options = options
         self._take(player)
         if self.lists is None:
-            raise ValueError(f"{end} events are too few to train a ranker on")
+            raise TrainingError("no list that was asked held what was chosen next: nothing to train a ranker on")
         self._fit_ranker(self.lists, end)
         self._serve(pipeline, self._ranker(), self.builder.until(end).item_text)
 

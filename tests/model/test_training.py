@@ -13,6 +13,7 @@ pytest.importorskip("torch", reason="needs the extra `train`")
 
 from typer.testing import CliRunner
 
+from models.domain.errors import TrainingError
 from models.domain.events import EventContract
 from models.domain.features import FEATURES
 from models.encoders.bundle import load_bundle
@@ -73,6 +74,17 @@ def test_a_log_cut_at_an_event_holds_nothing_of_later(tmp_path: Path) -> None:
     assert (log.text[log.kind == 4] >= 0).all()
     assert (log.strength[log.kind == 2] < 0).all()
     assert not log.target[np.isin(log.kind, (2, 4))].any()
+
+
+def test_a_log_that_is_too_short_is_refused_with_a_reason(tmp_path: Path) -> None:
+    events, _ = write_stream(tmp_path)
+    short = tmp_path / "short.jsonl"
+    short.write_text("".join(events.read_text().splitlines(keepends=True)[:300]))
+    common = [str(short), "--data-dir", str(tmp_path / "data"), "--out", str(tmp_path / "bundle")]
+    result = CliRunner().invoke(train.app, common)
+    assert isinstance(result.exception, TrainingError)
+    assert "300 events are too few" in str(result.exception)
+    assert not (tmp_path / "bundle").exists()
 
 
 def test_a_file_becomes_a_bundle_that_is_served_and_a_backtest_trains_on_the_way(tmp_path: Path) -> None:
