@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from export.bootstrap import RANKER_GRAPH, TEXT_GRAPH, TOKENIZER, versioned
@@ -84,7 +85,6 @@ def build_learned(
         TEXT_GRAPH: copied[source.text_model.graph],
         TOKENIZER: copied[source.text_model.tokenizer],
     }
-    spec = source.text_model
     draft = Manifest(
         schema_version=MANIFEST_SCHEMA,
         name=NAME,
@@ -105,13 +105,7 @@ def build_learned(
             candidates=candidates,
             source_weights=None if source_weights is None else tuple(float(weight) for weight in source_weights),
         ),
-        text_model=type(spec)(
-            graph=TEXT_GRAPH,
-            tokenizer=TOKENIZER,
-            pooling=spec.pooling,
-            max_tokens=spec.max_tokens,
-            source=spec.source,
-        ),
+        text_model=msgspec.structs.replace(source.text_model, graph=TEXT_GRAPH, tokenizer=TOKENIZER),
         checksums={name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
         item_table=table,
         value_scale=value_scale,

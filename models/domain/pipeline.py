@@ -106,7 +106,8 @@ class Pipeline:
         self.source_weights = np.ones(SOURCE_COUNT) if worth is None else np.asarray(worth, np.float64)
         self.nearest_depth = max(NEAREST, self.candidates // 2) if self.learned else NEAREST
         self._kinds = {kind: at for at, kind in enumerate(encoder.kinds)}
-        self._start: F32 | None = None
+        self.newcomer = encoder.initial_user()
+        """float32[D], the vector of a user without events; never changed in place."""
 
     def run(
         self,
@@ -140,33 +141,17 @@ class Pipeline:
     def working_copy(self, user_id: str, stored: UserState | None) -> UserState:
         """A state to change: a copy of the stored one, refolded when another model wrote it, or a new one."""
         if stored is None:
-            return UserState(user_id, self.encoder.initial_state(), self.newcomer(), self.model_version)
+            return UserState(user_id, self.encoder.initial_state(), self.newcomer, self.model_version)
         state = stored.copy()
         if state.model_version != self.model_version:
             self.refold(state)
         state.resolve(self.catalogue)
         return state
 
-    def newcomer(self) -> F32:
-        """float32[D], the vector of a user of whom nothing is known: what the encoder makes of an empty history."""
-        if self._start is None:
-            encoder = self.encoder
-            empty = EventInputs(
-                item=np.zeros((1, 0, encoder.dimension), np.float32),
-                text=np.zeros((1, 0, encoder.text_dimension), np.float32),
-                kind=np.zeros((1, 0), np.int64),
-                strength=np.zeros((1, 0), np.float32),
-                value=np.zeros((1, 0), np.float32),
-                log2_gap=np.zeros((1, 0), np.float32),
-            )
-            _, users = encoder.sequence(encoder.initial_state()[None], empty, np.zeros((1, 0), np.bool_))
-            self._start = users[0]
-        return self._start
-
     def refold(self, state: UserState) -> None:
         """Rebuild the encoder's part of a state that another model wrote, from the interactions it remembers."""
         state.banks, state.model_version = self.encoder.initial_state(), self.model_version
-        state.user = self.newcomer()
+        state.user = self.newcomer
         history = state.recent
         if not history:
             return

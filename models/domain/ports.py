@@ -53,6 +53,10 @@ class UserEncoder(Protocol):
         """Returns: float32[S], the state of a user without events."""
         ...
 
+    def initial_user(self) -> F32:
+        """Returns: float32[D], the vector of a user without events."""
+        ...
+
     def step(self, state: F32, inputs: EventInputs) -> tuple[F32, F32]:
         """Fold one event a row.
 

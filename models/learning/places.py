@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from models.domain.evaluation import CUTOFF
 from models.learning.log import TrainingLog
 
 F32 = npt.NDArray[np.float32]
@@ -41,12 +42,12 @@ def places(users: F32, items: F32, log: TrainingLog, start: int, end: int) -> np
     return found
 
 
-def mean_ndcg(found: npt.NDArray[np.float64], cutoff: int = 10) -> float:
+def mean_ndcg(found: npt.NDArray[np.float64], cutoff: int = CUTOFF) -> float:
     """nDCG@10 with one relevant item; places that are NaN do not count."""
     known = found[~np.isnan(found)]
     return float(np.where(known <= cutoff, 1 / np.log2(1 + known), 0).mean()) if len(known) else 0.0
 
 
-def hit_rate(found: npt.NDArray[np.float64], cutoff: int = 10) -> float:
+def hit_rate(found: npt.NDArray[np.float64], cutoff: int = CUTOFF) -> float:
     known = found[~np.isnan(found)]
     return float((known <= cutoff).mean()) if len(known) else 0.0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional as F
 
-from models.domain.evaluation import CUTOFF
+from models.learning.places import mean_ndcg
 from models.learning.ranker import ListwiseRanker, Standard
 from models.learning.ranker_weights import RankerWeights
 
@@ -92,7 +91,6 @@ class RankerTrainer:
         *,
         updates: int,
         validation: npt.NDArray[np.int64] | None = None,
-        progress: Callable[[float], None] = lambda _: None,
     ) -> RankerFit:
         """Fit anew on `rows`, the rate falling to zero over `updates`.
 
@@ -116,8 +114,6 @@ class RankerTrainer:
             self._step(lists, batch, config.rate * rise * 0.5 * (1.0 + math.cos(math.pi * update / updates)))
             # What is served is averaged, from few updates at first to about fifty.
             self._average(min(config.average, (update + 1) / (update + 10)))
-            if update % 100 == 0:
-                progress(update / updates)
             if validation is not None and update + 1 in (check, updates):
                 check *= 2
                 found = self.ndcg(lists, validation[:: max(1, len(validation) // CHECKED_LISTS)])
@@ -152,7 +148,7 @@ class RankerTrainer:
 
     def ndcg(self, lists: Lists, rows: npt.NDArray[np.int64]) -> float:
         """Mean nDCG@10 of the served weights over lists that hold what was chosen."""
-        return float(np.mean(ndcg_of(self.places(lists, rows)))) if len(rows) else math.nan
+        return mean_ndcg(self.places(lists, rows)) if len(rows) else math.nan
 
     def places(self, lists: Lists, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
         """float64[rows], 1-based places of what was chosen, ties counted half."""
@@ -188,11 +184,6 @@ class RankerTrainer:
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
-
-
-def ndcg_of(places: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """nDCG@10 of each place, with one relevant item."""
-    return np.where(places <= CUTOFF, 1.0 / np.log2(1.0 + np.maximum(places, 1.0)), 0.0)
 
 
 def _batch(

@@ -18,7 +18,6 @@ import torch
 from models.domain.batch import Examples
 from models.domain.candidates import SOURCE_COUNT
 from models.domain.errors import TrainingError
-from models.domain.evaluation import CUTOFF
 from models.domain.features import FEATURES
 from models.domain.pipeline import Pipeline
 from models.domain.ports import F32, Ranker, UserEncoder
@@ -26,7 +25,8 @@ from models.domain.protocol import Player
 from models.learning.encoder_trainer import EncoderConfig, EncoderTrainer
 from models.learning.encoder_weights import EncoderWeights
 from models.learning.log import LogBuilder
-from models.learning.ranker_trainer import Lists, RankerConfig, RankerTrainer, ndcg_of
+from models.learning.places import hit_rate, mean_ndcg
+from models.learning.ranker_trainer import Lists, RankerConfig, RankerTrainer
 from models.learning.ranker_weights import RankerWeights
 
 # A source that never reached what was chosen keeps this worth, so that it is still heard and can prove itself.
@@ -159,8 +159,8 @@ class Training:
             found = len(late) / max(1, int(np.sum(self.asked >= latest)))
             places = self.rankers.places(lists, late)
             self.metrics = {
-                "validation_ndcg_at_10": float(np.mean(ndcg_of(places))) * found,
-                "validation_hr_at_10": float(np.mean(places <= CUTOFF)) * found,
+                "validation_ndcg_at_10": mean_ndcg(places) * found,
+                "validation_hr_at_10": hit_rate(places) * found,
                 "validation_recall": found,
             }
             self.report(

@@ -7,7 +7,7 @@ Items are shared out among workers like events; what this one owns, it encodes. 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from typing import Any
 
@@ -118,7 +118,11 @@ class ItemOwner:
 def encode_items(items: Iterable[Item], text_encoder: TextEncoder, item_encoder: ItemEncoder) -> list[F32]:
     """Item vectors, float32[D] each: the application's own where it sent one, else from title, categories and text."""
     items = list(items)
-    texts = text_encoder.encode_many([content_text(item) for item in items])
+    return item_vectors(items, text_encoder.encode_many([content_text(item) for item in items]), item_encoder)
+
+
+def item_vectors(items: Sequence[Item], texts: F32, item_encoder: ItemEncoder) -> list[F32]:
+    """`encode_items` where the embeddings (float32[N, E]) are there already."""
     vectors = item_encoder.encode_many([str(item.item_id) for item in items], texts)
     for at, item in enumerate(items):
         if item.vector is not None:

@@ -15,7 +15,7 @@ import typer
 from models.domain.events import Event, EventContract, Item
 from streams.cli.common import resolve_bundle, use_one_blas_thread, with_settings
 from streams.cli.follow import print_table
-from streams.cli.lines import BadLines, FileError, check_writable, new_file, progress_bar
+from streams.cli.lines import BadLines, FileError, check_writable, new_file, progress_bar, write_figures
 from streams.cli.replaying import encode_event_texts, fill_catalogue, read_events, read_items
 from streams.cli.training import make_training
 from streams.settings import Settings
@@ -78,8 +78,7 @@ def backtest(
     figures = _run(settings, contract, played, catalogue_items, protocol.value, lists, seed if train else None)
     figures |= {"bad_lines": bad.count, "bad_item_lines": bad_items}
     if json_out is not None:
-        with new_file(json_out) as out:
-            out.write(msgspec.json.format(msgspec.json.encode(figures), indent=2) + b"\n")
+        write_figures(json_out, figures)
     _print(figures)
 
 

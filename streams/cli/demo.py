@@ -17,11 +17,10 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import msgspec
 import typer
 
 from streams.cli.common import resolve_bundle, run_async, until_stopped, use_one_blas_thread, with_settings
-from streams.cli.lines import check_writable, new_file
+from streams.cli.lines import check_writable, new_file, write_figures
 from streams.settings import Settings
 
 if TYPE_CHECKING:
@@ -134,8 +133,7 @@ async def _demo(
             drawing.cancel()
         figures = _figures(replay, before, split, films)
         if json_out is not None:
-            with new_file(json_out) as out:
-                out.write(msgspec.json.format(msgspec.json.encode(figures), indent=2) + b"\n")
+            write_figures(json_out, figures)
         view.console.print(summary_table(figures))
         for line in summary_lines(figures):
             view.say(line)

@@ -9,11 +9,12 @@ import gzip
 import io
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, NamedTuple, Protocol
+from typing import IO, Any, NamedTuple, Protocol
 
+import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -92,6 +93,12 @@ def new_file(path: Path, *, private: bool = False) -> Iterator[Output]:
                 yield raw
     except OSError as error:
         raise FileError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def write_figures(path: Path, figures: Mapping[str, Any]) -> None:
+    """As JSON for people and programs."""
+    with new_file(path) as out:
+        out.write(msgspec.json.format(msgspec.json.encode(figures), indent=2) + b"\n")
 
 
 def check_writable(*paths: Path | None) -> None:

@@ -77,16 +77,14 @@ def fill_catalogue(catalogue: Catalogue, items: list[Item], bundle: Bundle) -> F
     Returns: float32[items, E], the embeddings of their texts.
     """
     from models.domain.catalogue import content_text
-    from streams.agents.items import encode_items
+    from streams.agents.items import item_vectors
 
     embeddings = np.zeros((len(items), bundle.text_encoder.dimension), np.float32)
     with progress_bar("encoding items", len(items), "items") as progress:
         for start in range(0, len(items), ENCODE_BATCH):
             batch = items[start : start + ENCODE_BATCH]
             at = [catalogue.declare(item) for item in batch]
-            embeddings[at] = bundle.text_encoder.encode_many(
-                [content_text(item) for item in batch]
-            )  # kept in its cache
-            catalogue.set_vectors(at, np.stack(encode_items(batch, bundle.text_encoder, bundle.item_encoder)))
+            embeddings[at] = texts = bundle.text_encoder.encode_many([content_text(item) for item in batch])
+            catalogue.set_vectors(at, np.stack(item_vectors(batch, texts, bundle.item_encoder)))
             progress(start + len(batch))
     return embeddings

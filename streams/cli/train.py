@@ -6,12 +6,11 @@ import time
 from pathlib import Path
 from typing import Annotated
 
-import msgspec
 import typer
 
 from models.domain.events import EventContract
 from streams.cli.common import resolve_bundle, use_one_blas_thread, with_settings
-from streams.cli.lines import BadLines, FileError, check_writable, new_file, progress_bar
+from streams.cli.lines import BadLines, FileError, check_writable, progress_bar, write_figures
 from streams.cli.replaying import encode_event_texts, fill_catalogue, read_events, read_items
 from streams.cli.training import make_training, write_learned
 from streams.settings import Settings
@@ -81,7 +80,6 @@ def train(
         **training.metrics,
     }
     if json_out is not None:
-        with new_file(json_out) as written:
-            written.write(msgspec.json.format(msgspec.json.encode(figures), indent=2) + b"\n")
+        write_figures(json_out, figures)
     typer.echo(f"{out}  {manifest.version}  trained on {len(log):,} events in {seconds:.0f} s")
     typer.echo(", ".join(f"{name} {value:.4f}" for name, value in training.metrics.items()))

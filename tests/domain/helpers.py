@@ -51,6 +51,9 @@ class BankEncoder:
     def initial_state(self) -> F32:
         return np.zeros(self.state_size, np.float32)
 
+    def initial_user(self) -> F32:
+        return np.zeros(self.dimension, np.float32)
+
     def step(self, state: F32, inputs: EventInputs) -> tuple[F32, F32]:
         said = inputs.strength[:, None] * (inputs.item[:, :-1] + inputs.text)
         weight = np.abs(inputs.strength)[:, None]
