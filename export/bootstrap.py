@@ -13,7 +13,6 @@ from pathlib import Path
 import msgspec
 
 from export.graphs import (
-    BANKS,
     DIMENSION,
     STATE,
     WIDTH,
@@ -92,7 +91,7 @@ def build_bootstrap(
         version="",
         parent=None,
         created_ms=time.time_ns() // 1_000_000,
-        dimensions=Dimensions(item=DIMENSION, state=STATE, text=encoder.dimension, banks=BANKS),
+        dimensions=Dimensions(item=DIMENSION, state=STATE, text=encoder.dimension),
         opset=OPSET,
         recipe=RECIPE,
         kinds=_kinds(kinds),

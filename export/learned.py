@@ -34,7 +34,7 @@ from models.encoders.user import OnnxUserEncoder
 from models.learning.encoder_weights import F32, EncoderWeights
 
 NAME = "learned"
-RECIPE = "learned recipe 1"
+RECIPE = "learned recipe 2"
 
 
 def build_learned(
@@ -91,9 +91,7 @@ def build_learned(
         version="",
         parent=parent,
         created_ms=time.time_ns() // 1_000_000,
-        dimensions=Dimensions(
-            item=weights.dimension, state=weights.state_size, text=len(weights.projection), banks=weights.banks
-        ),
+        dimensions=Dimensions(item=weights.dimension, state=weights.state_size, text=len(weights.projection)),
         opset=OPSET,
         recipe=RECIPE,
         kinds=tuple(kinds),

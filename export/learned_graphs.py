@@ -1,7 +1,7 @@
 """The three graphs of a trained user encoder, written from numpy weights with the `onnx` helper API (no tracing).
 
-The arithmetic is that of `models.learning.encoder`. All is linear in the state, so the sequence graph is closed: each
-event's weight is its banks' decay to the power of the decaying events after it, from a reversed cumulative sum.
+The arithmetic is that of `models.learning.encoder`. What events say is computed for all of them at once; the recurrence
+alone goes from event to event.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ class _Graph(GraphBuilder):
         first = self.op("Less", gap, self.constant(0.0))
         return self.op("Cast", self.op("Where", first, self.constant(float(GAP_POWERS)), whole), to=_INT64)
 
-    def moves(
+    def taken(
         self, weights: EncoderWeights, item: str, text: str, kind: str, value: str, gap: str, sign: str, axis: int
     ) -> tuple[str, str]:
-        """What each event adds, and whether it decays.
+        """What each event has to say to the recurrence, and whether it says nothing.
 
         Args:
             sign: [...], sign of the strength, 0 for a masked place.
             axis: number of the last axis of `item`.
-        Returns: [..., W] and [..., 1].
+        Returns: [..., 3 S], and [..., 1], which is 1 where the state stays as it is and else 0.
         """
         last = self.axes(axis)
         own = self.op("Slice", item, self.axes(0), self.axes(weights.width), last)  # [..., W]
@@ -83,11 +83,27 @@ class _Graph(GraphBuilder):
         x = parts[0]
         for part in parts[1:]:
             x = self.op("Add", x, part)  # [..., W]
-        width = weights.width
-        move = self.affine(x, weights.move_weight[:, :width], weights.move_bias[:width])  # [..., W]
-        gate = self.affine(x, weights.move_weight[:, width:], weights.move_bias[width:])  # [..., W]
-        gated = self.op("Mul", move, self.op("Sigmoid", gate))
-        return self.op("Mul", gated, self.op("Abs", signs)), self.op("Relu", signs)
+        still = self.op("Sub", self.constant(1.0), self.op("Abs", signs))
+        return self.affine(x, weights.take_weight, weights.take_bias), still
+
+    def remember(self, weights: EncoderWeights, state: str, taken: str, still: str, out: str | None = None) -> str:
+        """One step of the recurrence.
+
+        Args:
+            state, taken, still: [B, S], [B, 3 S], [B, 1].
+        Returns: [B, S].
+        """
+        thirds = [weights.state_size] * 3
+        reset, update, new = self.split(taken, *thirds)
+        weight, bias = weights.recurrent_weight, weights.recurrent_bias
+        by_reset, by_update, past = self.split(
+            self.affine(state, weight, np.concatenate([np.zeros(2 * len(bias), np.float32), bias])), *thirds
+        )
+        reset = self.op("Sigmoid", self.op("Add", reset, by_reset))
+        update = self.op("Max", self.op("Sigmoid", self.op("Add", update, by_update)), still)
+        new = self.op("Tanh", self.op("Add", new, self.op("Mul", reset, past)))
+        kept = self.op("Mul", update, state)  # exactly the state where update is 1
+        return self.op("Add", kept, self.op("Mul", self.op("Sub", self.constant(1.0), update), new), out=out)
 
     def read_out(self, weights: EncoderWeights) -> None:
         """`next_state` [B, S], which must exist, to the output `user` [B, D]."""
@@ -115,34 +131,18 @@ _INT64 = 7  # onnx.TensorProto.INT64
 def step_graph(weights: EncoderWeights) -> bytes:
     """One event a row; see the module's docstring."""
     g = _Graph()
-    banks = weights.banks
-    move, decaying = g.moves(weights, "item", "text", "kind", "value", "log2_gap", g.op("Sign", "strength"), axis=1)
-    rest = g.constant(1 - weights.decays.reshape(1, banks, -1))  # [1, K, W]
-    each = g.op("Mul", g.op("Unsqueeze", move, g.axes(1)), rest)  # [B, K, W]
-    added = g.op("Reshape", each, g.axes(0, -1))  # [B, S]
-
-    def plain() -> tuple[str]:
-        return (g.op("Mul", "state", g.constant(weights.decays.reshape(1, -1))),)
-
-    def some_do_not_decay() -> tuple[str]:
-        share = g.op("Mul", decaying, g.constant(1 - weights.decays.reshape(1, -1)))  # [B, S]
-        return (g.op("Mul", "state", g.op("Sub", g.constant(1.0), share)),)
-
-    # In nearly every batch every event decays, and its arithmetic is two operations on [B, S] shorter.
-    all_decay = g.op("Greater", g.op("ReduceMin", decaying, keepdims=0), g.constant(0.0))
-    (kept,) = g.when(all_decay, plain, some_do_not_decay)  # [B, S]
-    g.op("Add", kept, added, out="next_state")
+    taken, still = g.taken(weights, "item", "text", "kind", "value", "log2_gap", g.op("Sign", "strength"), axis=1)
+    g.remember(weights, "state", taken, still, out="next_state")
     g.read_out(weights)
     return g.model("step", _inputs(weights, "B"), _outputs(weights))
 
 
 def sequence_graph(weights: EncoderWeights) -> bytes:
-    """T events a row at once; a masked place changes nothing, whatever it holds."""
+    """T events a row, one after the other; a masked place changes nothing, whatever it holds."""
     g = _Graph()
-    banks = weights.banks
     zero, last = g.constant(0.0), g.axes(2)
     shown = g.op("Unsqueeze", "mask", last)  # [B, T, 1]
-    move, decaying = g.moves(
+    taken, still = g.taken(
         weights,
         g.op("Where", shown, "item", zero),
         g.op("Where", shown, "text", zero),
@@ -151,15 +151,10 @@ def sequence_graph(weights: EncoderWeights) -> bytes:
         g.op("Where", "mask", "log2_gap", zero),
         g.op("Sign", g.op("Where", "mask", "strength", zero)),
         axis=2,
-    )  # [B, T, W], [B, T, 1]
-    logs = g.constant(np.log(weights.decays.astype(np.float64)).reshape(1, 1, -1))  # [1, 1, S]
-    later = g.op("CumSum", decaying, g.constant(1, np.int64), exclusive=1, reverse=1)  # [B, T, 1]
-    kept = g.op("Exp", g.op("Mul", later, logs))  # [B, T, S]
-    share = g.op("Mul", kept, g.constant(1 - weights.decays.reshape(1, 1, -1)))  # [B, T, S]
-    added = g.op("Mul", share, g.op("Tile", move, g.axes(1, 1, banks)))  # [B, T, S]
-    total = g.op("ReduceSum", decaying, g.axes(1), keepdims=0)  # [B, 1]
-    start = g.op("Mul", "state", g.op("Exp", g.op("Mul", total, g.op("Squeeze", logs, g.axes(0)))))  # [B, S]
-    g.op("Add", start, g.op("ReduceSum", added, g.axes(1), keepdims=0), out="next_state")
+    )  # [B, T, 3 S], [B, T, 1]
+    by_time = [g.op("Transpose", rows, perm=[1, 0, 2]) for rows in (taken, still)]
+    final = g.scan("state", by_time, lambda state, *event: g.remember(weights, state, *event))
+    g.op("Identity", final, out="next_state")
     g.read_out(weights)
     return g.model("sequence", {**_inputs(weights, "B", "T"), "mask": ("B", "T")}, _outputs(weights))
 

@@ -40,6 +40,12 @@ class GraphBuilder:
         self.nodes.append(helper.make_node(kind, inputs, [name], **attributes))
         return name
 
+    def split(self, rows: str, *sizes: int) -> tuple[str, ...]:
+        """Parts of the last axis."""
+        names = tuple(f"{self.prefix}{len(self.nodes)}p{part}" for part in range(len(sizes)))
+        self.nodes.append(helper.make_node("Split", [rows, self.axes(*sizes)], list(names), axis=-1))
+        return names
+
     def when(
         self, condition: str, then: Callable[[], Sequence[str]], otherwise: Callable[[], Sequence[str]]
     ) -> tuple[str, ...]:
@@ -60,6 +66,26 @@ class GraphBuilder:
         names = tuple(f"{prefix}{len(outer)}o{k}" for k in range(len(values)))
         outer.append(helper.make_node("If", [condition], list(names), then_branch=branches[0], else_branch=branches[1]))
         return names
+
+    def scan(self, state: str, inputs: Sequence[str], step: Callable[..., str]) -> str:
+        """The last state of a recurrence along the first axis of the inputs.
+
+        Args:
+            state: [B, S], before the first step.
+            inputs: each [T, B, ...], float32.
+            step: adds the nodes of one step; given the names of the state and of one [B, ...] of each input, returns
+                the name of the next state.
+        """
+        outer, prefix = self.nodes, self.prefix
+        name = f"{prefix}{len(outer)}s"
+        self.nodes, self.prefix = [], name
+        given = [f"{name}i{k}" for k in range(len(inputs) + 1)]
+        after = step(*given)
+        values = [helper.make_tensor_value_info(each, TensorProto.FLOAT, None) for each in (*given, after)]
+        body = helper.make_graph(self.nodes, name, values[:-1], values[-1:])
+        self.nodes, self.prefix = outer, prefix
+        outer.append(helper.make_node("Scan", [state, *inputs], [f"{name}o"], body=body, num_scan_inputs=len(inputs)))
+        return f"{name}o"
 
     def model(self, name: str, inputs: Mapping[str, tuple[Any, ...]], outputs: Mapping[str, tuple[Any, ...]]) -> bytes:
         """`inputs` and `outputs`: name -> axes; types by name (`TYPES`), else float32."""

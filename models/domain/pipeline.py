@@ -150,7 +150,7 @@ class Pipeline:
 
     def refold(self, state: UserState) -> None:
         """Rebuild the encoder's part of a state that another model wrote, from the interactions it remembers."""
-        state.banks, state.model_version = self.encoder.initial_state(), self.model_version
+        state.memory, state.model_version = self.encoder.initial_state(), self.model_version
         state.user = self.newcomer
         history = state.recent
         if not history:
@@ -165,8 +165,8 @@ class Pipeline:
             value=np.array([[self.options.share(r.value) for r in history]], np.float32),
             log2_gap=np.array([[log2_gap(a, b) for a, b in pairwise(times)]], np.float32),
         )
-        banks, users = self.encoder.sequence(state.banks[None], inputs, np.ones((1, len(history)), np.bool_))
-        state.banks, state.user = banks[0], users[0]
+        memory, users = self.encoder.sequence(state.memory[None], inputs, np.ones((1, len(history)), np.bool_))
+        state.memory, state.user = memory[0], users[0]
 
     def kind_index(self, kind: str) -> int:
         return self._kinds.get(kind, 0)

@@ -56,7 +56,6 @@ class UserState:
 
     __slots__ = (
         "applied",
-        "banks",
         "events",
         "excluded",
         "excluded_size",
@@ -66,6 +65,7 @@ class UserState:
         "last_items",
         "last_list",
         "last_model",
+        "memory",
         "model_version",
         "recent",
         "recent_index",
@@ -78,9 +78,9 @@ class UserState:
         "user_id",
     )
 
-    def __init__(self, user_id: str, banks: F32, user: F32, model_version: str) -> None:
+    def __init__(self, user_id: str, memory: F32, user: F32, model_version: str) -> None:
         self.user_id = user_id
-        self.banks = banks
+        self.memory = memory
         """float32[S], the encoder's state."""
         self.user = user
         """float32[D], the user vector."""
@@ -174,9 +174,9 @@ class UserState:
         self.recent = [*self.recent[-(RECENT_LENGTH - 1) :], recent]
         self.recent_index = None
 
-    def forget(self, at_ms: int, banks: F32, user: F32) -> None:
+    def forget(self, at_ms: int, memory: F32, user: F32) -> None:
         """Keep nothing but what stops older events from coming back."""
-        self.banks, self.user = banks, user
+        self.memory, self.user = memory, user
         self.recent, self.recent_index, self.seen, self.ring = [], None, {}, {}
         self.events, self.last_event_ms, self.habits = 0, -1, NO_HABITS
         self.last_list, self.last_items, self.last_model = b"", (), ""
@@ -247,7 +247,7 @@ def pack(state: UserState, catalogue: Catalogue) -> UserRecord:
         user_key=user_key(state.user_id),
         revision=state.revision,
         embedding=state.user,
-        state=state.banks,
+        state=state.memory,
         body=_encoder.encode(body),
     )
 

@@ -70,14 +70,14 @@ def encode(encoder: UserEncoder, steps: Sequence[Step]) -> tuple[dict[int, F32],
     end = 0
     for wave in waves:
         start, end = end, end + len(wave)
-        states = np.stack([s.state.banks for s in wave])
-        banks, users = encoder.step(states, _rows(inputs, start, end))
+        states = np.stack([s.state.memory for s in wave])
+        memory, users = encoder.step(states, _rows(inputs, start, end))
         for row, step in enumerate(wave):
             before[step.position] = step.state.user
             # Copies: a row would keep the whole wave alive for as long as one of its users is cached.
             after[step.position] = user = users[row].copy()
             if step.keep:
-                step.state.banks, step.state.user = banks[row].copy(), user
+                step.state.memory, step.state.user = memory[row].copy(), user
     return before, after
 
 

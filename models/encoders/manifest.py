@@ -31,7 +31,6 @@ class Dimensions(Struct, frozen=True, kw_only=True):
     """S."""
     text: Size
     """E."""
-    banks: Size
 
 
 class RankerSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):

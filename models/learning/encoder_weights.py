@@ -36,9 +36,9 @@ def gap_bucket(log2_gap: F32) -> npt.NDArray[np.int64]:
 
 @dataclass(frozen=True)
 class EncoderWeights:
-    """Axes: N items, E text embedding, W width, C kinds, K banks, M members, H hidden units.
+    """Axes: N items, E text embedding, W width, C kinds, S state, H hidden units.
 
-    Several members are encoders side by side: states and vectors are concatenated, inner products add up.
+    Of 3 S columns the first are the reset gate's, then the update gate's, then the new state's.
     """
 
     item_id: F32
@@ -57,22 +57,24 @@ class EncoderWeights:
     """float32[GAP_BUCKETS, W]."""
     text_scale: F32
     """float32[C, W], how much of an event's own text a kind takes in."""
-    move_weight: F32
-    """float32[W, 2 W], input to move and gate."""
-    move_bias: F32
-    """float32[2 W]."""
-    decays: F32
-    """float32[K, W]."""
+    take_weight: F32
+    """float32[W, 3 S], from an event."""
+    take_bias: F32
+    """float32[3 S]."""
+    recurrent_weight: F32
+    """float32[S, 3 S], from the state before."""
+    recurrent_bias: F32
+    """float32[S], of the new state's part, inside the reset gate."""
     norm_weight: F32
-    """float32[K W]."""
+    """float32[S]."""
     norm_bias: F32
-    """float32[K W]."""
+    """float32[S]."""
     skip_weight: F32
-    """float32[K W, W]."""
+    """float32[S, W]."""
     skip_bias: F32
     """float32[W]."""
     hidden_weight: F32
-    """float32[K W, H]."""
+    """float32[S, H]."""
     hidden_bias: F32
     """float32[H]."""
     out_weight: F32
@@ -85,12 +87,8 @@ class EncoderWeights:
         return self.projection.shape[1]
 
     @property
-    def banks(self) -> int:
-        return len(self.decays)
-
-    @property
     def state_size(self) -> int:
-        return self.decays.size
+        return len(self.recurrent_weight)
 
     @property
     def dimension(self) -> int:

@@ -128,7 +128,7 @@ def events_of(log: TrainingLog, batch: Batch) -> EventBatch:
 
 
 def points(network: EncoderNetwork, vectors: Tensor, events: EventBatch, batch: Batch) -> Tensor:
-    """float32[n, K, W], the states that the prediction points stand on."""
-    after = network.states(vectors, events)  # [T, B, K, W]
-    states = torch.cat([after.new_zeros(1, *after.shape[1:]), after])  # [T + 1, B, K, W]
+    """float32[n, S], the states that the prediction points stand on."""
+    after = network.states(vectors, events)  # [T, B, S]
+    states = torch.cat([after.new_zeros(1, *after.shape[1:]), after])  # [T + 1, B, S]
     return states.flatten(0, 1)[torch.as_tensor(batch.point)]

@@ -46,7 +46,7 @@ def show(
         "version": manifest.version,
         "parent": manifest.parent or "none",
         "made": f"{made} ({manifest.recipe})",
-        "dimensions": f"item {sizes.item}, state {sizes.state} ({sizes.banks} banks), text {sizes.text}",
+        "dimensions": f"item {sizes.item}, state {sizes.state}, text {sizes.text}",
         "opset": str(manifest.opset),
         "kinds": ", ".join(kind for kind in manifest.kinds if kind),
         "ranker": f"{len(ranker.features)} features, "

@@ -181,7 +181,7 @@ def test_a_state_holds_on_to_nothing_but_its_own_vectors() -> None:
     """A row of a whole wave's array would keep the wave alive as long as one of its users is cached."""
     player = Player(make_pipeline()).play(records([click(f"u{n}", "i1", n) for n in range(50)]))
     for state in player.states.values():
-        assert state.banks.base is None or state.banks.base.nbytes == state.banks.nbytes
+        assert state.memory.base is None or state.memory.base.nbytes == state.memory.nbytes
         assert state.user.base is None or state.user.base.nbytes == state.user.nbytes
 
 
@@ -264,7 +264,7 @@ def test_forgetting_in_the_middle_of_a_batch_starts_the_user_anew() -> None:
     state = player.states["u"]
     assert (state.events, [r.item_id for r in state.recent]) == (1, ["i5"])
     anew = Player(make_pipeline()).play(records([click("u", "i5", 11)])).states["u"]
-    np.testing.assert_array_equal(state.banks, anew.banks)
+    np.testing.assert_array_equal(state.memory, anew.memory)
     assert decode(result.published[1].data).sequence == 2
 
 
@@ -309,11 +309,11 @@ def test_hiding_excludes_an_item_and_pushes_the_user_away_from_it() -> None:
 def test_a_request_leaves_the_user_as_he_was_and_carries_its_id_and_length() -> None:
     player = Player(make_pipeline()).play(records([click("u", "i1", 1), click("u", "i2", 2)]))
     before = player.states["u"]
-    banks, user, events = before.banks.tobytes(), before.user.tobytes(), before.events
+    memory, user, events = before.memory.tobytes(), before.user.tobytes(), before.events
     asked = records([request("u", 3, request_id="q", k=4, text="rain"), request("u", 3, request_id="p", k=25)])
     player.play([one._replace(log="requests@1/0") for one in asked])
     after = player.states["u"]
-    assert (after.banks.tobytes(), after.user.tobytes(), after.events) == (banks, user, events)
+    assert (after.memory.tobytes(), after.user.tobytes(), after.events) == (memory, user, events)
     first, second = (decode(made.data) for made in player.results[1].published)
     assert (first.request_id, first.trigger_event_id, len(first.items), first.sequence) == ("q", None, 4, 3)
     assert (second.request_id, len(second.items), second.sequence) == ("p", 25, 4)
@@ -468,11 +468,11 @@ def _reasons(player: Player) -> list[str]:
 def test_a_user_of_another_model_is_refolded_from_what_he_remembers() -> None:
     log = records([click("u", f"i{n}", n) for n in range(4)])
     stored = Player(make_pipeline(model_version="m0")).play(log).states["u"]
-    stored.banks = np.full_like(stored.banks, 9)
+    stored.memory = np.full_like(stored.memory, 9)
     pipeline = make_pipeline(model_version="m1")
     (state,) = run(pipeline, records([request("u", 9)], log="requests@1/0"), {"u": stored}).states.values()
     same = Player(make_pipeline(model_version="m1")).play(log).states["u"]
-    np.testing.assert_allclose(state.banks, same.banks, atol=1e-6)
+    np.testing.assert_allclose(state.memory, same.memory, atol=1e-6)
     np.testing.assert_allclose(state.user, same.user, atol=1e-6)
     assert state.model_version == "m1"
 
@@ -565,7 +565,7 @@ def test_muted_events_are_folded_without_lists() -> None:
     assert quiet.published == []
     assert dump_bytes(muted.statistics) == dump_bytes(loud.pipeline.statistics)
     for user, state in quiet.states.items():
-        assert state.banks.tobytes() == loud.states[user].banks.tobytes()
+        assert state.memory.tobytes() == loud.states[user].memory.tobytes()
         assert (state.sequence, state.last_list) == (0, b"")
 
 

@@ -162,13 +162,13 @@ def test_after_forgetting_no_byte_names_the_user_or_an_item() -> None:
     player = Player(make_pipeline(catalogue_of(items)))
     player.play(records([click(user, item, n, text="secret words") for n, item in enumerate(items)]))
     assert user.encode() in pack(player.states[user], player.pipeline.catalogue).body
-    banks = player.states[user].banks.copy()
+    memory = player.states[user].memory.copy()
     player.play(records([forget(user, 100)], start=len(items)))
     record = pack(player.states[user], player.pipeline.catalogue)
     everything = msgspec.msgpack.encode(
         [record.user_key, record.embedding.tobytes(), record.state.tobytes(), record.body]
     )
-    assert np.any(banks != 0)
+    assert np.any(memory != 0)
     for word in (user, "secret", "example"):
         assert word.encode() not in everything
     for item in items:

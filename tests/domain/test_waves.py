@@ -49,7 +49,7 @@ def test_waves_equal_one_event_after_the_other(plan: list[tuple[int, int, bool]]
         np.testing.assert_array_equal(before[step.position], one_before[step.position])
         np.testing.assert_array_equal(after[step.position], one_after[step.position])
     for one, other in zip(together, apart, strict=True):
-        np.testing.assert_array_equal(one.banks, other.banks)
+        np.testing.assert_array_equal(one.memory, other.memory)
         np.testing.assert_array_equal(one.user, other.user)
 
 
@@ -60,7 +60,7 @@ def test_a_step_that_is_not_kept_is_seen_and_leaves_no_trace() -> None:
     np.testing.assert_array_equal(before[12], after[10])
     assert np.any(after[11] != after[10])
     np.testing.assert_array_equal(states[0].user, after[12])
-    assert states[0].banks.shape == (2 * WIDTH,)
+    assert states[0].memory.shape == (2 * WIDTH,)
 
 
 def test_nothing_to_encode_is_nothing() -> None:

@@ -44,7 +44,7 @@ def rewrite(directory: Path, manifest: Manifest) -> None:
 def test_the_bundle_says_what_it_is(bundle: Bundle) -> None:
     manifest = bundle.manifest
     sizes = manifest.dimensions
-    assert (sizes.item, sizes.state, sizes.text, sizes.banks) == (65, 256, 384, 4)
+    assert (sizes.item, sizes.state, sizes.text) == (65, 256, 384)
     assert manifest.kinds == ("", *KINDS)
     assert tuple(bundle.user_encoder.kinds) == ("", *KINDS)
     assert (bundle.user_encoder.state_size, bundle.item_encoder.dimension, bundle.text_encoder.dimension) == (

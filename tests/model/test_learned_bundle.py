@@ -24,13 +24,13 @@ from tests.model.test_user_encoder import one_by_one
 
 ITEM_IDS = tuple(f"item {n}" for n in range(30))
 LEARNED_KINDS = ("", "view", "hide", "search")
-TEXT = 384
+TEXT, STATE = 384, 128
 
 
 def made_weights(seed: int = 0, items: int = 30, width: int = 64) -> EncoderWeights:
     """Weights of usual sizes; the last three items have no event."""
     rng = np.random.default_rng(seed)
-    state, hidden, kinds = 4 * width, 2 * width, len(LEARNED_KINDS)
+    hidden, kinds = 2 * width, len(LEARNED_KINDS)
 
     def normal(scale: float, *shape: int) -> np.ndarray:
         return (rng.normal(size=shape) * scale).astype(np.float32)
@@ -44,14 +44,15 @@ def made_weights(seed: int = 0, items: int = 30, width: int = 64) -> EncoderWeig
         value=normal(0.3, VALUE_BUCKETS, width),
         gap=normal(0.3, GAP_BUCKETS, width),
         text_scale=normal(0.5, kinds, width),
-        move_weight=normal(0.2, width, 2 * width),
-        move_bias=normal(0.2, 2 * width),
-        decays=rng.uniform(0.05, 0.995, (4, width)).astype(np.float32),
-        norm_weight=normal(0.5, state),
-        norm_bias=normal(0.2, state),
-        skip_weight=normal(0.1, state, width),
+        take_weight=normal(0.2, width, 3 * STATE),
+        take_bias=normal(0.2, 3 * STATE),
+        recurrent_weight=normal(0.1, STATE, 3 * STATE),
+        recurrent_bias=normal(0.2, STATE),
+        norm_weight=normal(0.5, STATE),
+        norm_bias=normal(0.2, STATE),
+        skip_weight=normal(0.1, STATE, width),
         skip_bias=normal(0.1, width),
-        hidden_weight=normal(0.1, state, hidden),
+        hidden_weight=normal(0.1, STATE, hidden),
         hidden_bias=normal(0.1, hidden),
         out_weight=normal(0.1, hidden, width),
         out_bias=normal(0.1, width),
@@ -107,7 +108,7 @@ def learned(learned_directory: Path) -> Bundle:
 def test_the_bundle_says_what_it_is(learned: Bundle, bundle: Bundle) -> None:
     manifest = learned.manifest
     sizes = manifest.dimensions
-    assert (sizes.item, sizes.state, sizes.text, sizes.banks) == (65, 256, TEXT, 4)
+    assert (sizes.item, sizes.state, sizes.text) == (65, STATE, TEXT)
     assert (manifest.kinds, manifest.value_scale, manifest.parent) == (LEARNED_KINDS, 5.0, "bootstrap-0")
     assert (learned.ranker.candidates, learned.ranker.initial_weights) == (300, None)
     assert learned.item_encoder.known_items == 27
@@ -140,7 +141,7 @@ def test_a_version_is_built_in_well_under_a_second(
 def test_a_sequence_equals_its_steps(learned: Bundle, batch: int, length: int) -> None:
     encoder, rng = learned.user_encoder, np.random.default_rng(batch * 100 + length)
     inputs = event_inputs(rng, batch, length)
-    state = rng.normal(0, 0.3, (batch, 256)).astype(np.float32)
+    state = rng.normal(0, 0.3, (batch, STATE)).astype(np.float32)
     mask = np.arange(length) < rng.integers(0, length + 1, batch)[:, None]
     next_state, user = encoder.sequence(state, inputs, mask)
     expected_state, expected_user = one_by_one(encoder, state, inputs, mask)
@@ -152,7 +153,7 @@ def test_a_sequence_equals_its_steps(learned: Bundle, batch: int, length: int) -
 
 def test_a_masked_place_changes_nothing_whatever_it_holds(learned: Bundle) -> None:
     encoder, rng = learned.user_encoder, np.random.default_rng(3)
-    inputs, state = event_inputs(rng, 4, 6), rng.normal(0, 0.3, (4, 256)).astype(np.float32)
+    inputs, state = event_inputs(rng, 4, 6), rng.normal(0, 0.3, (4, STATE)).astype(np.float32)
     mask = np.arange(6) < np.array([[0], [2], [4], [6]])
     spoilt = EventInputs(*(field.copy() for field in inputs))
     for field in (spoilt.item, spoilt.text, spoilt.strength, spoilt.value, spoilt.log2_gap):
@@ -164,7 +165,7 @@ def test_a_masked_place_changes_nothing_whatever_it_holds(learned: Bundle) -> No
 
 def test_an_event_that_says_nothing_leaves_the_state_as_it_is(learned: Bundle) -> None:
     encoder, rng = learned.user_encoder, np.random.default_rng(5)
-    state = rng.normal(0, 0.3, (8, 256)).astype(np.float32)
+    state = rng.normal(0, 0.3, (8, STATE)).astype(np.float32)
     bare = event_inputs(rng, 8)._replace(item=np.zeros((8, 65), np.float32), text=np.zeros((8, TEXT), np.float32))
     weightless = event_inputs(rng, 8)._replace(strength=np.zeros(8, np.float32))
     for inputs in (bare, weightless):
@@ -189,7 +190,7 @@ def test_a_known_item_has_its_own_part_and_a_new_one_text_and_the_cold_bias(
 
 def test_values_and_gaps_count_and_strength_has_only_a_sign(learned: Bundle) -> None:
     encoder, rng = learned.user_encoder, np.random.default_rng(7)
-    state, inputs = rng.normal(0, 0.3, (6, 256)).astype(np.float32), event_inputs(rng, 6)
+    state, inputs = rng.normal(0, 0.3, (6, STATE)).astype(np.float32), event_inputs(rng, 6)
     inputs = inputs._replace(strength=np.ones(6, np.float32), kind=np.ones(6, np.int64))
     base = encoder.step(state, inputs)[1]
     for field, low, high in (("value", 0.1, 0.9), ("log2_gap", 3, 21.5)):
@@ -252,7 +253,7 @@ def test_an_export_that_differs_from_torch_fails(weights: EncoderWeights) -> Non
     from export.parity import check_parity
 
     user, items = open_towers(weights, ITEM_IDS, LEARNED_KINDS)
-    for name in ("gap", "text_scale", "out_bias", "item_bias", "decays"):
+    for name in ("gap", "text_scale", "out_bias", "item_bias", "recurrent_weight", "recurrent_bias"):
         wrong = replace(weights, **{name: getattr(weights, name) * np.float32(0.999)})
         with pytest.raises(ParityError):
             check_parity(wrong, user, items, ITEM_IDS)
@@ -272,7 +273,7 @@ def test_weights_and_network_turn_into_each_other(weights: EncoderWeights) -> No
 
 def test_the_towers_open_without_a_bundle(weights: EncoderWeights, learned: Bundle) -> None:
     user, items = open_towers(weights, ITEM_IDS, LEARNED_KINDS)
-    inputs, state = event_inputs(np.random.default_rng(8), 5), np.zeros((5, 256), np.float32)
+    inputs, state = event_inputs(np.random.default_rng(8), 5), np.zeros((5, STATE), np.float32)
     for left, right in zip(user.step(state, inputs), learned.user_encoder.step(state, inputs), strict=True):
         np.testing.assert_array_equal(left, right)
     assert isinstance(items, OnnxItemEncoder)

@@ -20,13 +20,13 @@ from models.learning.batches import batch_of, cut, cut_recent, histories  # noqa
 from models.learning.checkpoint import CheckpointError  # noqa: E402
 from models.learning.encoder import EncoderNetwork, NetworkConfig  # noqa: E402
 from models.learning.encoder_trainer import COLD_OFFSETS, EncoderConfig, EncoderTrainer  # noqa: E402
+from models.learning.gated_recurrence import GatedRecurrence  # noqa: E402
 from models.learning.losses import BLOCK, SoftmaxLoss, sampled_softmax_loss  # noqa: E402
-from models.learning.moving_averages import MovingAverages  # noqa: E402
 from models.learning.places import mean_ndcg, places  # noqa: E402
 from models.learning.tensorboard import TensorBoardProgress  # noqa: E402
 from tests.model.logs import made_log  # noqa: E402
 
-SMALL = EncoderConfig(network=NetworkConfig(width=8, hidden=16, dropout=0.1), batch=8, chunk=10)
+SMALL = EncoderConfig(network=NetworkConfig(width=8, state=12, hidden=16, dropout=0.1), batch=8, chunk=10)
 
 
 @pytest.fixture(scope="module")
@@ -34,14 +34,23 @@ def made() -> TrainingLog:
     return made_log()
 
 
-@pytest.mark.parametrize("decays_always", [True, False])
-def test_the_moving_averages_have_the_gradient_that_autograd_finds(decays_always: bool) -> None:
+@pytest.mark.parametrize("always", [True, False])
+def test_the_recurrence_has_the_gradient_that_autograd_finds(always: bool) -> None:
     torch.manual_seed(0)
-    start, moves, decays = (
-        torch.rand(shape, dtype=torch.float64, requires_grad=True) for shape in ((3, 4, 5), (6, 3, 5), (4, 5))
+    start, taken, weight, bias = (
+        torch.rand(shape, dtype=torch.float64, requires_grad=True) for shape in ((3, 4), (6, 3, 12), (4, 12), (4,))
     )
-    decaying = torch.ones(6, 3).double() if decays_always else torch.randint(0, 2, (6, 3)).double()
-    assert torch.autograd.gradcheck(lambda *given: MovingAverages.apply(*given, decaying), (start, moves, decays))
+    live = torch.ones(6, 3).double() if always else torch.randint(0, 2, (6, 3)).double()
+    assert torch.autograd.gradcheck(lambda *given: GatedRecurrence.apply(*given, live), (start, taken, weight, bias))
+
+
+def test_the_recurrence_is_torch_s_own_gru() -> None:
+    torch.manual_seed(1)
+    gru, events, start = torch.nn.GRU(5, 7), torch.randn(9, 3, 5), torch.randn(3, 7)
+    reset_and_update, new = gru.bias_hh_l0.split([14, 7])
+    taken = events @ gru.weight_ih_l0.T + gru.bias_ih_l0 + torch.cat([reset_and_update, torch.zeros(7)])
+    found = GatedRecurrence.apply(start, taken, gru.weight_hh_l0.T, new, torch.ones(9, 3))
+    torch.testing.assert_close(found, gru(events, start.unsqueeze(0))[0])
 
 
 def softmax_by_autograd(
@@ -282,7 +291,7 @@ def test_a_user_without_events_is_the_head_at_the_empty_state(made: TrainingLog)
     one = trainer(made)
     one.fit(made, 200, epochs=1)
     network = EncoderNetwork.of(one.served())
-    empty = network.users(torch.zeros(1, *network.state_shape)).detach().numpy()[0]
+    empty = network.users(torch.zeros(1, SMALL.network.state)).detach().numpy()[0]
     first = int(np.flatnonzero(made.user == made.user[0])[0])
     np.testing.assert_allclose(one.users_before(made, 0, 50)[first, :-1], empty, atol=1e-6)
 

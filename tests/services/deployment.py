@@ -45,7 +45,7 @@ class StoredUser(NamedTuple):
 
     revision: int
     embedding: F32
-    banks: F32
+    memory: F32
     body: StoredBody
     applied: dict[str, int]
 
@@ -229,7 +229,7 @@ def assert_same_states(
             assert have.revision == want.revision, user
             assert have.body.sequence == want.body.sequence, user
         np.testing.assert_allclose(have.embedding, want.embedding, atol=1e-5, err_msg=user)
-        np.testing.assert_allclose(have.banks, want.banks, atol=1e-5, err_msg=user)
+        np.testing.assert_allclose(have.memory, want.memory, atol=1e-5, err_msg=user)
 
 
 def assert_states_follow(states: Mapping[str, StoredUser], events: Sequence[Mapping[str, Any]]) -> None:
