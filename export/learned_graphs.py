@@ -160,10 +160,11 @@ def sequence_graph(weights: EncoderWeights) -> bytes:
 
 
 def item_graph(weights: EncoderWeights) -> bytes:
-    """`text` [N, E] to `item` [N, D], as of an item without events: projected text and the cold bias."""
+    """`text` [N, E] to `item` [N, D], as of an item without events: projected text, cold bias and the text's own."""
     g = _Graph()
-    vector = g.op("MatMul", "text", g.constant(weights.projection))  # [N, W]
-    g.op("Pad", vector, g.axes(0, 0, 0, 1), g.constant(float(weights.cold_bias)), out="item")  # [N, D]
+    told = g.constant(np.column_stack([weights.projection, weights.text_bias]))  # [E, D]
+    level = g.constant(np.append(np.zeros(weights.width, np.float32), weights.cold_bias))  # [D]
+    g.op("Add", g.op("MatMul", "text", told), level, out="item")  # [N, D]
     return g.model("item", {"text": ("N", len(weights.projection))}, {"item": ("N", weights.dimension)})
 
 

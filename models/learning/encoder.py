@@ -8,7 +8,7 @@ For one event with item vector v, kind k, value, gap and own text:
     s     <- n + z * (s - n)                            unless the event says nothing: no item, no text, strength 0
     user   = skip(l) + out(gelu(hidden(l))), 1          l = LayerNorm(s)
 
-Item vector: (id + text P, bias), so that retrieval is an inner product. A user without events is the head at state 0.
+Item vector: (id + text P, bias + text q), so that retrieval is an inner product; q is not trained but settled after a fit. A user without events is the head at state 0.
 An event against its item turns the item around. Sizes of tensors stand on each line.
 Source of the recurrence: Hidasi et al. 2016 (GRU4Rec); what was measured beside it: models/README.md.
 """
@@ -96,6 +96,7 @@ class EncoderNetwork(nn.Module):
         """Of an item without events; chosen after training, so no parameter."""
         self.item_id = nn.Parameter(torch.zeros(items, width))
         self.item_bias = nn.Parameter(torch.zeros(items))
+        self.register_buffer("text_bias", torch.zeros(text_dimension))
         self.projection = nn.Linear(text_dimension, width, bias=False)
         self.kind = nn.Parameter(torch.randn(kinds, width) * INPUT_SCALE)
         self.value = nn.Parameter(torch.randn(VALUE_BUCKETS, width) * INPUT_SCALE)
@@ -125,6 +126,10 @@ class EncoderNetwork(nn.Module):
         if id_kept is not None:
             own = own * id_kept
         return own + self.projection(item_text)
+
+    def biases(self, item_text: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Arguments as in `item_vectors`. Returns: float32[n]."""
+        return (self.item_bias if rows is None else self.item_bias[rows]) + item_text @ self.text_bias
 
     def states(self, vectors: Tensor, events: EventBatch, start: Tensor | None = None) -> Tensor:
         """
@@ -183,6 +188,7 @@ class EncoderNetwork(nn.Module):
         values = {
             "item_id": weights.item_id,
             "item_bias": weights.item_bias,
+            "text_bias": weights.text_bias,
             "projection.weight": weights.projection.T,
             "kind": weights.kind,
             "value": weights.value,
@@ -212,7 +218,9 @@ class EncoderNetwork(nn.Module):
         safe = torch.as_tensor(np.maximum(ids, 0))
         own = self.item_id[safe] * known[:, None]
         bias = torch.where(known, self.item_bias[safe], torch.tensor(self.cold_bias))
-        vectors = own + self.projection(torch.as_tensor(item_text))
+        text = torch.as_tensor(item_text)
+        vectors = own + self.projection(text)
+        bias = bias + text @ self.text_bias
         result: npt.NDArray[np.float32] = torch.cat([vectors, bias[:, None]], dim=1).numpy()
         return result
 
@@ -272,6 +280,7 @@ def to_weights(
         item_id=array["item_id"],
         item_bias=array["item_bias"],
         cold_bias=array["item_bias"].dtype.type(cold_bias).reshape(()),
+        text_bias=network.text_bias.numpy().copy(),
         projection=array["projection.weight"].T.copy(),
         kind=array["kind"],
         value=array["value"],

@@ -44,9 +44,11 @@ class EncoderWeights:
     item_id: F32
     """float32[N, W], the learned part; zero for an item that no training event named."""
     item_bias: F32
-    """float32[N]."""
+    """float32[N], beyond what the text says."""
     cold_bias: F32
     """float32[], of an item that is not among the N."""
+    text_bias: F32
+    """float32[E], text embedding to bias: which items find favour, as far as their text tells."""
     projection: F32
     """float32[E, W], text embedding to item space; of items and of event texts."""
     kind: F32
@@ -110,6 +112,7 @@ class EncoderWeights:
         vectors[:, -1] = (
             np.where(known, self.item_bias[safe], self.cold_bias) if len(self.item_bias) else self.cold_bias
         )
+        vectors[:, -1] += item_text @ self.text_bias
         return vectors
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:

@@ -54,7 +54,8 @@ class Objective:
     def _full_loss(self, batch: Batch) -> Tensor:
         vectors = self._vectors(None)  # [N, W]
         users = self._users(vectors, batch)  # [n, D]
-        items = torch.cat([vectors, self._network.item_bias[:, None]], dim=1)[torch.as_tensor(self._active)]  # [A, D]
+        biases = self._network.biases(self._text)  # [N]
+        items = torch.cat([vectors, biases[:, None]], dim=1)[torch.as_tensor(self._active)]  # [A, D]
         seen = batch.seen_row * len(self._active) + self._column[batch.seen_item]
         bounds = np.searchsorted(batch.seen_row, np.arange(0, len(users) + BLOCK, BLOCK)).tolist()
         # A place without a label names some item at weight 0, which need not be among the trained ones.
@@ -73,7 +74,8 @@ class Objective:
         rows = torch.as_tensor(needed)
         vectors = self._vectors(rows)  # [R, W]
         users = self._users(vectors, batch._replace(item=local[batch.item]))  # [n, D]
-        items = torch.cat([vectors, self._network.item_bias[rows][:, None]], dim=1)  # [R, D]
+        biases = self._network.biases(self._text[rows], rows)  # [R]
+        items = torch.cat([vectors, biases[:, None]], dim=1)  # [R, D]
 
         place = np.full(self._log.items, -1, np.int64)
         place[draws] = np.arange(len(draws))

@@ -33,6 +33,8 @@ from models.learning.ranker_weights import RankerWeights
 LEAST_WORTH = 0.05
 # A tenth of it is the first stage; below that no encoder says anything yet.
 LEAST_EVENTS = 500
+# Latest events on which is measured what an offset for new items costs the others.
+COLD_EVENTS = 3_000
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,10 @@ class Training:
             for _ in player.play_to(mark):
                 pass
             log = self.builder.until(mark)
+            if mark == end:
+                # The events since the last fit are the only ones it has not seen.
+                since = max(marks[-2], end - COLD_EVENTS)
+                self.report(f"offset of new items: {self.encoders.choose_cold_offset(log, since, end):g}")
             fitted = self.encoders.fit(log, mark, epochs=epochs)
             self.report(f"encoder fitted on {mark:,} events in {fitted.seconds:.0f} s")
             self._take(player)
