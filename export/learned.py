@@ -16,6 +16,7 @@ import numpy as np
 from export.bootstrap import RANKER_GRAPH, TEXT_GRAPH, TOKENIZER, versioned
 from export.learned_graphs import item_graph, sequence_graph, step_graph
 from export.onnx_graph import OPSET
+from export.review_value import FILE as REVIEW_VALUE_GRAPH
 from export.writer import write_bundle
 from models.domain.errors import BundleError
 from models.encoders.item import OnnxItemEncoder, encode_item_ids, encode_table
@@ -50,6 +51,7 @@ def build_learned(
     candidates: int = 0,
     source_weights: Sequence[float] | None = None,
     value_scale: float | None = None,
+    review_value: bytes | None = None,
     metrics: Mapping[str, float] | None = None,
     keep_same: bool = False,
 ) -> Path:
@@ -62,6 +64,7 @@ def build_learned(
         ranker_graph: `features` float32[B, K, F] -> `score` float32[B, K].
         kinds: the training log's, the empty name first.
         candidates, source_weights, value_scale: see `RankerSpec` and `Manifest`.
+        review_value: graph of the head that reads values from texts; None leaves it out.
         metrics: figures for people and for the gate; they do not change the version.
         keep_same: see `write_bundle`.
     Returns: `out`.
@@ -85,6 +88,8 @@ def build_learned(
         TEXT_GRAPH: copied[source.text_model.graph],
         TOKENIZER: copied[source.text_model.tokenizer],
     }
+    if review_value is not None:
+        files[REVIEW_VALUE_GRAPH] = review_value
     draft = Manifest(
         schema_version=MANIFEST_SCHEMA,
         name=NAME,
@@ -106,6 +111,7 @@ def build_learned(
         text_model=msgspec.structs.replace(source.text_model, graph=TEXT_GRAPH, tokenizer=TOKENIZER),
         checksums={name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
         item_table=table,
+        review_value=None if review_value is None else REVIEW_VALUE_GRAPH,
         value_scale=value_scale,
         metrics=dict(metrics or {}),
     )

@@ -77,6 +77,7 @@ def make_pipeline(bundle: Bundle, options: PipelineOptions, metrics: Metrics | N
         options=options,
         catalogue=Catalogue(bundle.user_encoder.dimension, placeholder=bundle.item_encoder.placeholder),
         stage=untimed if metrics is None else metrics.stage,
+        reader=bundle.review_value,
     )
 
 

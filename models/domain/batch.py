@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.domain.events import DEFAULT_LIST_LENGTH, Event, Request
+from models.domain.ports import NO_VALUE
 from models.domain.state import UserState
 from models.domain.statistics import Touches
 
@@ -18,8 +19,6 @@ FORGOTTEN, LATE, FUTURE = "dropped_forgotten", "late", "future"
 
 # Values are read on a five-point scale unless the settings say otherwise.
 DEFAULT_VALUE_SCALE = 5.0
-# What the encoder reads where an event carries no value.
-NO_VALUE = -1.0
 
 
 class Incoming(NamedTuple):

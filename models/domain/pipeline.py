@@ -22,7 +22,7 @@ from models.domain.candidates import CANDIDATES, SOURCE_COUNT, Scratch, new_scra
 from models.domain.catalogue import Catalogue
 from models.domain.events import Forget
 from models.domain.features import BASE_COUNT
-from models.domain.ports import F32, EventInputs, Ranker, UserEncoder
+from models.domain.ports import F32, NO_VALUE, EventInputs, Ranker, UserEncoder, ValueReader
 from models.domain.ranking import AdaptiveWeights
 from models.domain.slices import Slice
 from models.domain.state import UserState
@@ -69,6 +69,7 @@ class Pipeline:
 
     Args:
         nearest: the vector index to ask; None = an exact pass over the catalogue's vectors.
+        reader: reads values from texts for the encoder, where users gave none; None leaves them without.
         stage: called with a stage's name, gives the context manager that times it.
     """
 
@@ -83,6 +84,7 @@ class Pipeline:
         statistics: Statistics | None = None,
         nearest: NearestItems | None = None,
         stage: Stage = untimed,
+        reader: ValueReader | None = None,
     ) -> None:
         self.options = options
         self.catalogue = Catalogue(encoder.dimension) if catalogue is None else catalogue
@@ -90,14 +92,14 @@ class Pipeline:
         self.index, self.stage = nearest, stage
         self.json = msgspec.json.Encoder()
         self._scratch = new_scratch(1)
-        self.use(encoder, ranker, model_version)
+        self.use(encoder, ranker, model_version, reader)
 
-    def use(self, encoder: UserEncoder, ranker: Ranker, model_version: str) -> None:
+    def use(self, encoder: UserEncoder, ranker: Ranker, model_version: str, reader: ValueReader | None = None) -> None:
         """Serve another model from the next batch on; states are refolded as they come. Item vectors are the caller's.
 
         A log-linear ranker starts from its bundle's weights again.
         """
-        self.encoder, self.ranker, self.model_version = encoder, ranker, model_version
+        self.encoder, self.ranker, self.model_version, self.reader = encoder, ranker, model_version, reader
         initial, worth = ranker.initial_weights, ranker.source_weights
         self.weights = None if initial is None else AdaptiveWeights(initial)
         self.learned = len(ranker.features) > BASE_COUNT
@@ -162,11 +164,17 @@ class Pipeline:
             text=np.zeros((1, len(history), self.encoder.text_dimension), np.float32),
             kind=np.array([[self.kind_index(r.kind) for r in history]], np.int64),
             strength=np.array([[self.options.strength(r.kind, r.value) for r in history]], np.float32),
-            value=np.array([[self.options.share(r.value) for r in history]], np.float32),
+            value=np.array([[self.encoded_value(r.value, r.read_share) for r in history]], np.float32),
             log2_gap=np.array([[log2_gap(a, b) for a, b in pairwise(times)]], np.float32),
         )
         memory, users = self.encoder.sequence(state.memory[None], inputs, np.ones((1, len(history)), np.bool_))
         state.memory, state.user = memory[0], users[0]
+
+    def encoded_value(self, value: float | None, read_share: float | None) -> float:
+        """What the encoder is told: the user's own value, else what was read, where the model was trained on that."""
+        if value is None and read_share is not None:
+            return NO_VALUE if self.reader is None else read_share
+        return self.options.share(value)
 
     def kind_index(self, kind: str) -> int:
         return self._kinds.get(kind, 0)

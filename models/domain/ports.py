@@ -16,6 +16,9 @@ import numpy.typing as npt
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
 
+# What the encoder reads where an event carries no value.
+NO_VALUE = -1.0
+
 
 class EventInputs(NamedTuple):
     """What one event tells the user encoder, as arrays over the batch."""
@@ -136,6 +139,20 @@ class Ranker(Protocol):
             features: float32[B, K, F].
             weights: float32[B, F], one set a list; None where the weights are the graph's own.
         Returns: float32[B, K].
+        """
+        ...
+
+
+class ValueReader(Protocol):
+    """Reads from a review's text the value that its author did not give."""
+
+    def read_many(self, texts: Sequence[str], embeddings: F32) -> F32:
+        """
+        Args:
+            texts: B, whole.
+            embeddings: float32[B, E], of what the text encoder reads of them.
+        Returns: float32[B], shares of the value scale, 0 to 1, such as users give, since an encoder knows no others;
+            NO_VALUE (-1) for a text without a word.
         """
         ...
 

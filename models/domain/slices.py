@@ -15,7 +15,6 @@ import numpy.typing as npt
 from models.domain import ranking, waves
 from models.domain.batch import (
     FOLDED,
-    NO_VALUE,
     REPLAYED,
     BatchResult,
     Examples,
@@ -39,8 +38,9 @@ from models.domain.events import (
 from models.domain.features import BASE_COUNT
 from models.domain.gate import admit
 from models.domain.habits import People, habits_of, people_of
-from models.domain.ports import F32
+from models.domain.ports import F32, NO_VALUE
 from models.domain.ranking import AdaptiveWeights, Timeline
+from models.domain.read_values import read_values
 from models.domain.reasons import because_of, of_source
 from models.domain.state import Recent, UserState, event_hash
 from models.domain.statistics import PAIR_WINDOW, Touches
@@ -136,10 +136,15 @@ class Slice:
         """Row of each user in the slice's `People`."""
         self.searched: list[int] = []
         """Which search of the vector index each list shares."""
+        self.read: dict[int, float] = {}
+        """Values read from the texts of those who gave none, by position. The encoder's alone: statistics, likings and
+        reasons hold what users said, whichever model a worker serves."""
 
     def play(self) -> None:
         stage = self.pipeline.stage
         with stage("fold"):
+            if (reader := self.pipeline.reader) is not None:
+                self.read = read_values(reader, ((at, record.event) for at, record in self.records), self.texts)
             for position, record in self.records:
                 self._one(position, record)
         with stage("user_encode"):
@@ -233,7 +238,7 @@ class Slice:
 
     def _interaction(self, position: int, event: Interaction, counted: bool, state: UserState) -> None:
         catalogue, options = self.catalogue, self.options
-        now_ms, kind, value = event.event_time_ms, event.type, event.value
+        now_ms, kind, value, read = event.event_time_ms, event.type, event.value, self.read.get(position)
         item = catalogue.intern(str(event.item_id))
         known = catalogue.touch(item)
         before = state.recent, state.recent_items(catalogue, LEARNED_QUERY_WINDOW), state.excluded_items(catalogue)
@@ -254,10 +259,10 @@ class Slice:
             encoded_text(event),
             kind,
             options.strength(kind, value),
-            options.share(value),
+            self.pipeline.encoded_value(value, read),
             now_ms,
         )
-        state.remember_interaction(Recent(catalogue.ids[item], kind, value, now_ms))
+        state.remember_interaction(Recent(catalogue.ids[item], kind, value, now_ms, read))
         self._settle(state, now_ms)
         liking = options.liking(kind, value)
         if counted and options.counts:

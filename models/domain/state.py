@@ -49,6 +49,8 @@ class Recent(NamedTuple):
     kind: str
     value: float | None
     event_time_ms: int
+    read_share: float | None = None
+    """Where the user wrote and gave no value: what a model read, 0 to 1. For the encoder; no list shows it."""
 
 
 class UserState:
@@ -218,6 +220,8 @@ class StoredBody(msgspec.Struct, array_like=True):
     last_items: list[str]
     last_model: str
     habits: bytes = b""
+    read: list[float | None] = []
+    """`read_share` of each of `recent`; empty where none has one."""
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -225,6 +229,7 @@ _decoder = msgspec.msgpack.Decoder(StoredBody)
 
 
 def pack(state: UserState, catalogue: Catalogue) -> UserRecord:
+    read = [r.read_share for r in state.recent]
     body = StoredBody(
         version=STATE_VERSION,
         user_id=state.user_id if state.events or state.last_list or state.forgotten_ms < 0 else "",
@@ -242,6 +247,7 @@ def pack(state: UserState, catalogue: Catalogue) -> UserRecord:
         last_items=list(state.last_items),
         last_model=state.last_model,
         habits=pack_habits(state.habits, catalogue.hashes),
+        read=read if any(share is not None for share in read) else [],
     )
     return UserRecord(
         user_key=user_key(state.user_id),
@@ -263,11 +269,19 @@ def unpack_body(body: bytes) -> StoredBody:
     return stored
 
 
+def recent_of(stored: StoredBody) -> list[Recent]:
+    """Raises: StateError for a body that does not fit itself."""
+    if stored.read and len(stored.read) != len(stored.recent):
+        raise StateError(f"{len(stored.read)} values read, {len(stored.recent)} interactions")
+    read = stored.read or [None] * len(stored.recent)
+    return [Recent(*entry, share) for entry, share in zip(stored.recent, read, strict=True)]
+
+
 def unpack(user_id: str, record: UserRecord, catalogue: Catalogue) -> UserState:
     """The state of `user_id` as it was packed. Raises: StateError."""
     stored = unpack_body(record.body)
     state = UserState(user_id, record.state, record.embedding, stored.model_version)
-    state.recent = [Recent(*entry) for entry in stored.recent]
+    state.recent = recent_of(stored)
     hashes = np.frombuffer(stored.seen, np.uint64)
     flags = np.unpackbits(np.frombuffer(stored.excluded, np.uint8), count=len(hashes)).astype(bool)
     state.seen = dict(zip(hashes.tolist(), flags.tolist(), strict=True))

@@ -18,6 +18,7 @@ from models.encoders.item import OnnxItemEncoder, decode_item_ids, decode_table
 from models.encoders.manifest import Manifest, read_files, read_manifest
 from models.encoders.onnx_file import graph_opset
 from models.encoders.ranker import OnnxRanker
+from models.encoders.review_value import OnnxReviewValue
 from models.encoders.session import open_session, static_shape
 from models.encoders.text import OnnxTextEncoder
 from models.encoders.user import OnnxUserEncoder
@@ -43,6 +44,7 @@ class Bundle:
     """What ONNX Runtime really gave, first choice first."""
     missing_providers: tuple[str, ...]
     """Requested, and not given: not in this build, or it failed to start and fell back."""
+    review_value: OnnxReviewValue | None = None
 
     @property
     def version(self) -> str:
@@ -55,6 +57,8 @@ class Bundle:
             ["a short title", "a longer text, as somebody might write it in a review of a thing"]
         )
         self.item_encoder.encode_many(["warm-up"], np.zeros((1, dimensions.text), np.float32))
+        if self.review_value is not None:
+            self.review_value.read_many(["warm up"], np.zeros((1, dimensions.text), np.float32))
         features = len(self.ranker.features)
         weights = self.ranker.initial_weights
         for batch in WARM_UP_BATCHES:
@@ -100,7 +104,8 @@ def _open(
     manifest: Manifest, files: dict[str, bytes], providers: Sequence[str], threads: int, text_cache_size: int
 ) -> Bundle:
     graphs, ranker, text, sizes = manifest.graphs, manifest.ranker, manifest.text_model, manifest.dimensions
-    for graph in (graphs.step, graphs.sequence, graphs.item, ranker.graph):
+    head = () if manifest.review_value is None else (manifest.review_value,)
+    for graph in (graphs.step, graphs.sequence, graphs.item, ranker.graph, *head):
         found = graph_opset(graph, files[graph])
         if found != manifest.opset:
             raise EncoderError(f"{graph}: opset {found}, the manifest says {manifest.opset}")
@@ -141,6 +146,11 @@ def _open(
     )
     if text_encoder.dimension != sizes.text:
         raise EncoderError(f"{text.graph}: embeddings of {text_encoder.dimension}, the manifest says {sizes.text}")
+    review_value = None
+    if manifest.review_value is not None:
+        review_value = OnnxReviewValue(session(manifest.review_value, shapes_vary=True))
+        if review_value.text_dimension != sizes.text:
+            raise EncoderError(f"{manifest.review_value}: texts of {review_value.text_dimension}, not {sizes.text}")
     given = tuple(step.get_providers())
     table = manifest.item_table
     ids: list[str] = [] if table is None else decode_item_ids(files[table.ids])
@@ -170,6 +180,7 @@ def _open(
         ),
         providers=given,
         missing_providers=tuple(name for name in providers if name not in given),
+        review_value=review_value,
     )
 
 

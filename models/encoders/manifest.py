@@ -87,6 +87,8 @@ class Manifest(Struct, frozen=True, kw_only=True, omit_defaults=True):
     text_model: TextModelSpec
     checksums: dict[FileName, Sha256]
     item_table: ItemTableSpec | None = None
+    review_value: FileName | None = None
+    """Graph that reads a review's value from its text; null = values are only what users give."""
     value_scale: Annotated[float, Meta(gt=0)] | None = None
     """What a rating's value was divided by in training; null where training read none."""
     metrics: dict[str, float] = {}
@@ -95,7 +97,8 @@ class Manifest(Struct, frozen=True, kw_only=True, omit_defaults=True):
         """Files that the bundle cannot do without."""
         text = self.text_model
         table = () if self.item_table is None else msgspec.structs.astuple(self.item_table)
-        return (*msgspec.structs.astuple(self.graphs), self.ranker.graph, text.graph, text.tokenizer, *table)
+        head = () if self.review_value is None else (self.review_value,)
+        return (*msgspec.structs.astuple(self.graphs), self.ranker.graph, text.graph, text.tokenizer, *table, *head)
 
 
 def content_version(manifest: Manifest) -> str:

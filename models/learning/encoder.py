@@ -8,8 +8,9 @@ For one event with item vector v, kind k, value, gap and own text:
     s     <- n + z * (s - n)                            unless the event says nothing: no item, no text, strength 0
     user   = skip(l) + out(gelu(hidden(l))), 1          l = LayerNorm(s)
 
-Item vector: (id + text P, bias + text q), so that retrieval is an inner product; q is not trained but settled after a fit. A user without events is the head at state 0.
-An event against its item turns the item around. Sizes of tensors stand on each line.
+Item vector: (id + text P, bias + text q), so that retrieval is an inner product; q is not trained but settled after a
+fit. A user without events is the head at state 0. An event against its item turns the item around.
+Sizes of tensors stand on each line.
 Source of the recurrence: Hidasi et al. 2016 (GRU4Rec); what was measured beside it: models/README.md.
 """
 

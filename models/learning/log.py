@@ -27,7 +27,7 @@ class TrainingLog:
     strength: npt.NDArray[np.float32]
     """float32[n], how strongly the event speaks for the item; negative speaks against it (hide)."""
     value: npt.NDArray[np.float32]
-    """float32[n], share of the value scale, 0 to 1; -1 where the event carries none."""
+    """float32[n], share of the value scale, 0 to 1, given or read from the text; -1 where there is neither."""
     time_ms: npt.NDArray[np.int64]
     """int64[n], never falling."""
     text: npt.NDArray[np.int32]
@@ -105,6 +105,10 @@ class LogBuilder:
         # Items there are before event k: the declared ones and those that an earlier event named.
         latest = np.maximum.accumulate(np.maximum(item, self._declared - 1)) if n else item
         self._items_after = latest + 1
+
+    def fill(self, read: Mapping[int, float]) -> None:
+        """Take over values read from the texts of events that carry none: position -> share of the value scale."""
+        self._log.value[list(read)] = list(read.values())
 
     def until(self, end: int) -> TrainingLog:
         """The log as it was before event `end`: nothing in it is from later."""

@@ -1,7 +1,7 @@
-"""Fits the head that reads a review's value from its text, and the one that foresees it from the past.
+"""Fits the head that reads a review's value from its text, and what it is measured against: the value's past alone.
 
-Ordinal logistic regression over hashed words, the text's embedding and past means; every penalty is chosen on the
-validation part, then all is fitted again on both parts. Knows no event log and no graph.
+Ordinal logistic regression over hashed words and the text's embedding, or over past means; every penalty is chosen on
+the validation part, then all is fitted again on both parts. Knows no event log and no graph.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from models.domain.errors import TrainingError
 from models.domain.review_text import BUCKETS, F32, Terms, hashed_terms
 from models.learning.logistic import Design, Sparse, Weights, fit_logistic, scores, sparse
 from models.learning.review_value_weights import ReviewValueWeights, word_entries
@@ -66,21 +67,21 @@ class _Block:
 
 def fit_review_value(
     texts: Sequence[str],
-    embeddings: F32 | None,
+    embeddings: F32,
     values: F32,
     past: F32,
     *,
     fit_end: int,
     validation_end: int,
 ) -> ReviewValueWeights:
-    """Fit both heads on events in time order; nothing behind `validation_end` is read.
+    """Fit both models on events in time order; nothing behind `validation_end` is read.
 
     Args:
         texts: n, "" where an event has none.
-        embeddings: float32[n, E] of the texts as the worker embeds them; None for a head of words alone.
+        embeddings: float32[n, E] of the texts as the worker embeds them.
         values: float32[n], shares of the value scale, 0 to 1; negative where an event has none.
         past: float32[n, P], rows of `past_rows`.
-    Raises: ValueError when there are too few values to fit or to choose on.
+    Raises: TrainingError when there are too few values to fit or to choose on, or all are the same.
     """
     valued = values[:validation_end] >= 0
     written = np.array([bool(text) for text in texts[:validation_end]])
@@ -88,36 +89,26 @@ def fit_review_value(
     for part, least in ((fits, MIN_FIT), (chooses, MIN_VALIDATION)):
         found = int((valued & written & part).sum())
         if found < least:
-            raise ValueError(f"{found} texts with a value, at least {least} are needed")
+            raise TrainingError(f"{found} texts with a value, at least {least} are needed")
     scale = _scale(values[:validation_end][valued & fits])
     metrics: dict[str, float] = {}
+    chosen_on = np.flatnonzero(valued & written & chooses)  # the same for both, so that their errors can be compared
 
-    state = _Search(values, scale, None, [past])
-    (past_penalty,), error = state.choose(
-        np.flatnonzero(valued & fits), np.flatnonzero(valued & chooses), [PAST_PENALTIES], [3]
-    )
+    state = _Search(values, scale, None, past)
+    (past_penalty,), error = state.choose(np.flatnonzero(valued & fits), chosen_on, [PAST_PENALTIES], [3])
     metrics |= {"state_rmse": error, "state_past_penalty": past_penalty}
-    (state_past,), state_bias = state.refit(np.flatnonzero(valued), [past_penalty])[1:]
+    _, state_past, state_bias = state.refit(np.flatnonzero(valued), [past_penalty])
 
-    text = _Search(
-        values, scale, hashed_terms(texts[:validation_end]), [past, *([] if embeddings is None else [embeddings])]
-    )
-    grids = [WORD_PENALTIES, PAST_PENALTIES, *([] if embeddings is None else [EMBEDDING_PENALTIES])]
+    text = _Search(values, scale, hashed_terms(texts[:validation_end]), embeddings)
     penalties, error = text.choose(
-        np.flatnonzero(valued & written & fits),
-        np.flatnonzero(valued & written & chooses),
-        grids,
-        [2, 2, 1][: len(grids)],
+        np.flatnonzero(valued & written & fits), chosen_on, [WORD_PENALTIES, EMBEDDING_PENALTIES], [2, 1]
     )
-    names = ("word", "past", "embedding")
-    metrics |= {"text_rmse": error} | {f"text_{n}_penalty": p for n, p in zip(names, penalties, strict=False)}
-    words, blocks, text_bias = text.refit(np.flatnonzero(valued & written), penalties)
-    width = len(scale.steps)
+    metrics |= {"text_rmse": error, "text_word_penalty": penalties[0], "text_embedding_penalty": penalties[1]}
+    words, embedding, text_bias = text.refit(np.flatnonzero(valued & written), penalties)
     return ReviewValueWeights(
         idf=text.idf,
         words=words,
-        embedding=blocks[1] if embeddings is not None else np.zeros((0, width), np.float32),
-        text_past=blocks[0],
+        embedding=embedding,
         text_bias=text_bias,
         state_past=state_past,
         state_bias=state_bias,
@@ -136,14 +127,14 @@ def _scale(values: F32) -> _Scale:
         bins = np.searchsorted(thresholds, values)
         levels = np.array([values[bins == b].mean() for b in range(len(thresholds) + 1)])
     if len(levels) < 2:
-        raise ValueError("all values are the same: there is nothing to tell apart")
+        raise TrainingError("all values are the same: there is nothing to tell apart")
     return _Scale(float(levels[0]), np.diff(levels).astype(np.float32), thresholds.astype(np.float32))
 
 
 class _Search:
-    """One regression with a penalty a block of columns: words first where there are any, then each dense block."""
+    """One regression with a penalty for words, where there are any, and one for the dense columns."""
 
-    def __init__(self, values: F32, scale: _Scale, terms: Terms | None, dense: list[F32]) -> None:
+    def __init__(self, values: F32, scale: _Scale, terms: Terms | None, dense: F32) -> None:
         self._values, self._scale, self._terms, self._dense = values, scale, terms, dense
         self.idf = np.zeros(BUCKETS, np.float32)
 
@@ -154,7 +145,7 @@ class _Search:
         grids: Sequence[Sequence[float]],
         start: Sequence[int],
     ) -> tuple[list[float], float]:
-        """The penalties with the least validation error, one block at a time, twice around; and that error (RMSE)."""
+        """The penalties with the least validation error, one kind at a time, twice around; and that error (RMSE)."""
         train, valid, _ = self._designs(fits, chooses)
         above = self._scale.above(self._values[fits])
         tried: dict[tuple[int, ...], float] = {}
@@ -166,16 +157,16 @@ class _Search:
                 warm = self._fit(train, above, [grid[i] for grid, i in zip(grids, at, strict=True)], warm)
                 missed = self._scale.value(scores(valid, warm)) - self._values[chooses]
                 tried[at] = float(np.sqrt(np.mean(np.square(missed))))
-                log.info("review value: penalties %s, validation RMSE %.4f", at, tried[at])
+                log.debug("review value: penalties %s, validation RMSE %.4f", at, tried[at])
             return tried[at]
 
         best = tuple(start)
         for _ in range(2):
             before = best
-            for block, grid in enumerate(grids):
+            for kind, grid in enumerate(grids):
                 for direction in (-1, 1):
-                    while 0 <= best[block] + direction < len(grid):
-                        beside = (*best[:block], best[block] + direction, *best[block + 1 :])
+                    while 0 <= best[kind] + direction < len(grid):
+                        beside = (*best[:kind], best[kind] + direction, *best[kind + 1 :])
                         if error(beside) >= error(best):
                             break
                         best = beside
@@ -183,46 +174,35 @@ class _Search:
                 break
         return [grid[i] for grid, i in zip(grids, best, strict=True)], error(best)
 
-    def refit(self, fits: npt.NDArray[np.intp], penalties: Sequence[float]) -> tuple[F32, list[F32], F32]:
-        """Weights of raw columns (words, each dense block, bias), standardisation folded in."""
-        train, _, blocks = self._designs(fits, fits[:0])
+    def refit(self, fits: npt.NDArray[np.intp], penalties: Sequence[float]) -> tuple[F32, F32, F32]:
+        """Weights of raw columns (words, dense, bias), standardisation folded in."""
+        train, _, block = self._designs(fits, fits[:0])
         weights = self._fit(train, self._scale.above(self._values[fits]), penalties, None)
-        dense, at = weights.dense.numpy(), 0
-        bias: F32 = dense[-1].copy()
-        folded: list[F32] = []
-        for block in blocks:
-            own = dense[at : at + len(block.mean)] / block.scale[:, None]
-            bias -= block.mean @ own
-            folded.append(own.astype(np.float32))
-            at += len(block.mean)
+        dense = weights.dense.numpy()
+        folded: F32 = (dense[:-1] / block.scale[:, None]).astype(np.float32)
+        bias: F32 = dense[-1] - block.mean @ folded
         words = np.zeros((BUCKETS, weights.dense.shape[1]), np.float32)
         if self._terms is not None:
             words[self.idf > 0] = weights.words.numpy()
         return words, folded, bias
 
     def _fit(self, train: Design, above: Tensor, penalties: Sequence[float], warm: Weights | None) -> Weights:
-        word, dense = (penalties[0], penalties[1:]) if self._terms is not None else (0.0, penalties)
-        sizes = [block.shape[1] for block in self._dense]
-        columns = torch.cat(
-            [*(torch.full((s,), p) for s, p in zip(sizes, dense, strict=True)), torch.tensor([BIAS_PENALTY])]
-        )
+        word = penalties[0] if self._terms is not None else 0.0
+        columns = torch.cat([torch.full((self._dense.shape[1],), penalties[-1]), torch.tensor([BIAS_PENALTY])])
         return fit_logistic(train, above, word, columns, warm)
 
-    def _designs(
-        self, fits: npt.NDArray[np.intp], chooses: npt.NDArray[np.intp]
-    ) -> tuple[Design, Design, list[_Block]]:
-        blocks = [_block(raw, fits) for raw in self._dense]
+    def _designs(self, fits: npt.NDArray[np.intp], chooses: npt.NDArray[np.intp]) -> tuple[Design, Design, _Block]:
+        block = _block(self._dense, fits)
 
         def dense(of: npt.NDArray[np.intp]) -> Tensor:
-            ones = np.ones((len(of), 1), np.float32)
-            return torch.from_numpy(np.concatenate([*(block.rows(of) for block in blocks), ones], axis=1))
+            return torch.from_numpy(np.concatenate([block.rows(of), np.ones((len(of), 1), np.float32)], axis=1))
 
         words: tuple[Sparse | None, Sparse | None] = (None, None)
         if self._terms is not None:
             self.idf = _idf(self._terms, fits)
             entries = word_entries(self._terms, self.idf)
             words = (self._words(entries, fits), self._words(entries, chooses))
-        return Design(words[0], dense(fits)), Design(words[1], dense(chooses)), blocks
+        return Design(words[0], dense(fits)), Design(words[1], dense(chooses)), block
 
     def _words(self, entries: F32, of: npt.NDArray[np.intp]) -> Sparse:
         """Rows `of` as a matrix over the buckets that have a weight, a small log's being few."""

@@ -1,4 +1,4 @@
-"""The review head's weights as numpy arrays, and what they predict: what export is held to. Needs no torch."""
+"""The review head's weights as numpy arrays, and what they read: what export is held to. Needs no torch."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from models.domain.ports import NO_VALUE
 from models.domain.review_text import F32, Terms, hashed_terms
 
 
 @dataclass(frozen=True)
 class ReviewValueWeights:
-    """Two ordinal models over K thresholds: `text_*` reads text, embedding and past, `state_*` the past alone.
+    """Two ordinal models over K thresholds: the one that is served reads a text, `state_*` foresees from the past.
 
     Both give K log-odds that the value lies above a threshold; a value is `base` + the steps weighted by those odds.
     """
@@ -22,9 +23,7 @@ class ReviewValueWeights:
     words: F32
     """float32[H, K]."""
     embedding: F32
-    """float32[E, K]; E = 0 where the head was fitted without embeddings."""
-    text_past: F32
-    """float32[P, K]."""
+    """float32[E, K]."""
     text_bias: F32
     """float32[K]."""
     state_past: F32
@@ -37,6 +36,11 @@ class ReviewValueWeights:
     """float32[K], from level to level, so that base + sum of steps is the highest."""
     metrics: dict[str, float] = field(default_factory=dict)
     """Validation errors and chosen penalties, for people."""
+
+    @property
+    def levels(self) -> F32:
+        """float32[K + 1], the values that the scale has, rising."""
+        return (self.base + np.concatenate([[0.0], np.cumsum(self.steps)])).astype(np.float32)
 
     def value(self, log_odds: F32) -> F32:
         """float32[n, K] -> float32[n], 0 to 1."""
@@ -52,20 +56,18 @@ def word_entries(terms: Terms, idf: F32) -> F32:
     return (entries / np.maximum(lengths, 1e-9)[rows]).astype(np.float32)
 
 
-def from_text(weights: ReviewValueWeights, texts: Sequence[str], embeddings: F32 | None, past: F32) -> F32:
-    """float32[n], the values that the texts speak of, for one without terms what its past foresees.
+def from_text(weights: ReviewValueWeights, texts: Sequence[str], embeddings: F32) -> F32:
+    """float32[n], the values that the texts speak of; NO_VALUE for one without terms.
 
     Shapes as in `fit_review_value`.
     """
     terms = hashed_terms(texts)
     entries = word_entries(terms, weights.idf)
     rows = np.repeat(np.arange(len(texts)), np.diff(terms.offsets))
-    log_odds = past @ weights.text_past + weights.text_bias
+    log_odds = embeddings @ weights.embedding + weights.text_bias
     for k in range(log_odds.shape[1]):
         log_odds[:, k] += np.bincount(rows, entries * weights.words[terms.ids, k], minlength=len(texts))
-    if embeddings is not None:
-        log_odds = log_odds + embeddings @ weights.embedding
-    return np.where(np.diff(terms.offsets) > 0, weights.value(log_odds), from_state(weights, past))
+    return np.where(np.diff(terms.offsets) > 0, weights.value(log_odds), np.float32(NO_VALUE))
 
 
 def from_state(weights: ReviewValueWeights, past: F32) -> F32:

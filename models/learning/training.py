@@ -18,16 +18,19 @@ import torch
 from models.domain.batch import Examples
 from models.domain.candidates import SOURCE_COUNT
 from models.domain.errors import TrainingError
+from models.domain.events import Interaction
 from models.domain.features import FEATURES
 from models.domain.pipeline import Pipeline
-from models.domain.ports import F32, Ranker, UserEncoder
+from models.domain.ports import F32, Ranker, UserEncoder, ValueReader
 from models.domain.protocol import Player
+from models.domain.read_values import read_values
 from models.learning.encoder_trainer import EncoderConfig, EncoderTrainer
 from models.learning.encoder_weights import EncoderWeights
 from models.learning.log import LogBuilder
 from models.learning.places import hit_rate, mean_ndcg
 from models.learning.ranker_trainer import Lists, RankerConfig, RankerTrainer
 from models.learning.ranker_weights import RankerWeights
+from models.learning.reviews import FittedReader, fit_reader
 
 # A source that never reached what was chosen keeps this worth, so that it is still heard and can prove itself.
 LEAST_WORTH = 0.05
@@ -35,6 +38,8 @@ LEAST_WORTH = 0.05
 LEAST_EVENTS = 500
 # Latest events on which is measured what an offset for new items costs the others.
 COLD_EVENTS = 3_000
+# Events whose texts are read in one call: bounds the arrays of a long log.
+READ_AT_ONCE = 1_000
 
 
 @dataclass(frozen=True)
@@ -77,7 +82,7 @@ class Training:
     """The two networks on their way through a log. `models.domain.protocol.Learner`.
 
     Args:
-        make_encoder, make_ranker: the serving form of weights.
+        make_encoder, make_ranker, make_reader: the serving form of weights.
         report: told what happens, a line each.
     """
 
@@ -89,10 +94,13 @@ class Training:
         seed: int,
         make_encoder: Callable[[EncoderWeights], UserEncoder],
         make_ranker: Callable[[RankerWeights, int, F32], Ranker],
+        make_reader: Callable[[FittedReader], ValueReader],
         report: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.builder, self.config, self.report = builder, config, report
-        self.make_encoder, self.make_ranker = make_encoder, make_ranker
+        self.make_encoder, self.make_ranker, self.make_reader = make_encoder, make_ranker, make_reader
+        self.fitted_reader: FittedReader | None = None
+        self.reader: ValueReader | None = None
         self.block = config.block
         log = builder.until(0)
         self.encoders = EncoderTrainer(
@@ -127,6 +135,7 @@ class Training:
         for epochs, mark in zip(config.epochs, marks, strict=True):
             for _ in player.play_to(mark):
                 pass
+            self._fit_reader(player, mark, needed=mark == end)
             log = self.builder.until(mark)
             if mark == end:
                 # The events since the last fit are the only ones it has not seen.
@@ -146,6 +155,7 @@ class Training:
 
     def learn(self, player: Player, start: int, end: int) -> None:
         """Both networks learn from the block [start, end), which was scored; the pipeline serves them afterwards."""
+        self._read(player, start, end)
         log = self.builder.until(end)
         self.encoders.update(log, start, end)
         self._take(player)
@@ -164,7 +174,7 @@ class Training:
             chosen = self.rankers.fit(lists, early, updates=updates, validation=late)
             found = len(late) / max(1, int(np.sum(self.asked >= latest)))
             places = self.rankers.places(lists, late)
-            self.metrics = {
+            self.metrics |= {
                 "validation_ndcg_at_10": mean_ndcg(places) * found,
                 "validation_hr_at_10": hit_rate(places) * found,
                 "validation_recall": found,
@@ -177,6 +187,35 @@ class Training:
         # Anew on everything: what was held back is the latest, and the latest tells most of what comes next.
         self.rankers.fit(lists, np.arange(len(lists.at)), updates=updates)
         self.report(f"ranker fitted on {len(lists.at):,} lists in {time.monotonic() - started:.0f} s")
+
+    def _fit_reader(self, player: Player, mark: int, *, needed: bool) -> None:
+        """Fit the head that reads values from texts on what was played, and fill the gaps of what was played with it.
+
+        Args:
+            needed: False fits it only where an event with a text lacks its value.
+        """
+        events, started = player.events[:mark], time.monotonic()
+        if not needed and not any(isinstance(e, Interaction) and e.text and e.value is None for e in events):
+            return
+        fitted = fit_reader(events, player.texts, player.options)
+        if fitted is not None:
+            self.fitted_reader, self.reader = fitted, self.make_reader(fitted)
+            of_text, of_past = (
+                fitted.weights.metrics[name] * player.options.value_scale for name in ("text_rmse", "state_rmse")
+            )
+            self.metrics |= {"value_rmse_from_text": of_text, "value_rmse_from_past": of_past}
+            self.report(
+                f"values read from texts: RMSE {of_text:.3f} on the latest tenth of reviews, from the past alone "
+                f"{of_past:.3f} ({time.monotonic() - started:.0f} s)"
+            )
+        self._read(player, 0, mark)
+
+    def _read(self, player: Player, start: int, end: int) -> None:
+        if self.reader is None:
+            return
+        for at in range(start, end, READ_AT_ONCE):
+            events = enumerate(player.events[at : min(at + READ_AT_ONCE, end)], at)
+            self.builder.fill(read_values(self.reader, events, player.texts))
 
     # parts ------------------------------------------------------------------------------------------------------------
 
@@ -192,7 +231,7 @@ class Training:
     def _serve(self, pipeline: Pipeline, ranker: Ranker, item_text: F32) -> None:
         weights = self.encoders.served()
         self.versions += 1
-        pipeline.use(self.make_encoder(weights), ranker, f"training-{self.versions}")
+        pipeline.use(self.make_encoder(weights), ranker, f"training-{self.versions}", self.reader)
         catalogue = pipeline.catalogue
         vectors = weights.item_vectors(item_text)
         cold = weights.item_vectors(np.zeros((1, item_text.shape[1]), np.float32), np.array([-1]))[0]

@@ -52,6 +52,7 @@ def show(
         "ranker": f"{len(ranker.features)} features, "
         + ("weights of its own" if ranker.initial_weights is None else "weights that adapt to the stream"),
         "text model": f"{text.source} (pooling {text.pooling}, {text.max_tokens} tokens)",
+        "values": "as users give them" + (", else read from their texts" if manifest.review_value else ""),
         "metrics": ", ".join(f"{name} {value:.4f}" for name, value in manifest.metrics.items()) or "none",
         "files": ", ".join(sorted(manifest.checksums)),
     }

@@ -13,7 +13,7 @@ from streams.settings import Settings
 
 if TYPE_CHECKING:
     from models.domain.ports import UserRecord, UserStore
-    from models.domain.state import StoredBody
+    from models.domain.state import Recent, StoredBody
 
 
 @asynccontextmanager
@@ -36,7 +36,7 @@ def is_tombstone(body: StoredBody) -> bool:
 
 def exported(record: UserRecord) -> dict[str, Any] | None:
     """A state as plain values; None for a tombstone. Raises: StateError."""
-    from models.domain.state import Recent, unpack_body
+    from models.domain.state import recent_of, unpack_body
 
     body = unpack_body(record.body)
     if is_tombstone(body):
@@ -46,8 +46,16 @@ def exported(record: UserRecord) -> dict[str, Any] | None:
         "events_applied": body.events,
         "model_version": body.model_version,
         "applied_offsets": body.applied,
-        "recent": [Recent(*each)._asdict() for each in body.recent],
+        "recent": [_plain(each) for each in recent_of(body)],
         "last_event_ms": body.last_event_ms if body.last_event_ms >= 0 else None,
         "sequence": body.sequence,
         "last_list": msgspec.Raw(body.last_list) if body.last_list else None,
     }
+
+
+def _plain(recent: Recent) -> dict[str, Any]:
+    """What was read of a text is stored of the user, so it is shown here; where nothing was, nothing stands."""
+    line = recent._asdict()
+    if recent.read_share is None:
+        del line["read_share"]
+    return line

@@ -14,10 +14,11 @@ from models.domain.features import FEATURES, PRESENCE
 
 if TYPE_CHECKING:
     from models.domain.batch import PipelineOptions
-    from models.domain.ports import F32, Ranker, UserEncoder
+    from models.domain.ports import F32, Ranker, UserEncoder, ValueReader
     from models.encoders.bundle import Bundle
     from models.learning.encoder_weights import EncoderWeights
     from models.learning.ranker_weights import RankerWeights
+    from models.learning.reviews import FittedReader
     from models.learning.training import Training
 
 
@@ -34,6 +35,7 @@ def make_training(
 ) -> Training:
     from export.learned import open_towers
     from export.ranker_graph import ranker_graph
+    from export.review_value import export_review_value, open_review_value
     from models.encoders.ranker import OnnxRanker
     from models.encoders.session import CPU, open_session
     from models.learning.log import LogBuilder
@@ -51,8 +53,17 @@ def make_training(
             session, features=FEATURES, initial_weights=None, candidates=candidates, source_weights=worth.tolist()
         )
 
+    def make_reader(fitted: FittedReader) -> ValueReader:
+        return open_review_value(export_review_value(*fitted)[0])
+
     return Training(
-        builder, TrainingConfig(), seed=seed, make_encoder=make_encoder, make_ranker=make_ranker, report=report
+        builder,
+        TrainingConfig(),
+        seed=seed,
+        make_encoder=make_encoder,
+        make_ranker=make_ranker,
+        make_reader=make_reader,
+        report=report,
     )
 
 
@@ -61,6 +72,7 @@ def write_learned(out: Path, training: Training, parent: Bundle, parent_path: Pa
     from export.learned import build_learned, open_towers
     from export.parity import check_parity
     from export.ranker_graph import ranker_graph
+    from export.review_value import export_review_value
 
     weights = training.encoders.served()
     ids = training.builder.item_ids[: len(weights.item_id)]
@@ -80,5 +92,6 @@ def write_learned(out: Path, training: Training, parent: Bundle, parent_path: Pa
         candidates=training.config.candidates,
         source_weights=training.worth().tolist(),
         value_scale=options.value_scale,
+        review_value=None if training.fitted_reader is None else export_review_value(*training.fitted_reader)[0],
         metrics=training.metrics,
     )

@@ -52,3 +52,10 @@ def event_inputs(rng: np.random.Generator, *lead: int) -> EventInputs:
         value=rng.integers(0, 6, lead).astype(np.float32),
         log2_gap=rng.uniform(-1, 20, lead).astype(np.float32),
     )
+
+
+@pytest.fixture(autouse=True)
+def one_thread(request: pytest.FixtureRequest) -> None:
+    """A second thread of torch waits spinning: on a busy machine the small fits of these tests take thrice the time."""
+    if request.node.get_closest_marker("train"):
+        pytest.importorskip("torch").set_num_threads(1)

@@ -11,6 +11,8 @@ import pytest
 
 from export.learned import build_learned, open_towers
 from export.learned_graphs import step_graph
+from export.review_value import FILE as REVIEW_VALUE
+from export.review_value import review_value_graph
 from models.domain.errors import BundleError, EncoderError, ParityError
 from models.domain.ports import EventInputs
 from models.encoders.bundle import Bundle, load_bundle
@@ -18,8 +20,11 @@ from models.encoders.item import OnnxItemEncoder
 from models.encoders.manifest import read_manifest
 from models.encoders.session import open_session
 from models.learning.encoder_weights import GAP_BUCKETS, VALUE_BUCKETS, EncoderWeights
+from models.learning.review_value_weights import from_text
 from tests.model.conftest import FEATURES, event_inputs
 from tests.model.test_bundle import replace_file
+from tests.model.test_review_value import TEXTS
+from tests.model.test_review_value import made_weights as made_head
 from tests.model.test_user_encoder import one_by_one
 
 ITEM_IDS = tuple(f"item {n}" for n in range(30))
@@ -84,7 +89,7 @@ def learned_directory(
     return build(tmp_path_factory.mktemp("learned") / "bundle", bundle_directory, weights)
 
 
-def build(out: Path, parent: Path, weights: EncoderWeights) -> Path:
+def build(out: Path, parent: Path, weights: EncoderWeights, review_value: bytes | None = None) -> Path:
     return build_learned(
         out,
         parent="bootstrap-0",
@@ -97,6 +102,7 @@ def build(out: Path, parent: Path, weights: EncoderWeights) -> Path:
         candidates=300,
         source_weights=(1.0, 0.5),
         value_scale=5.0,
+        review_value=review_value,
         metrics={"ndcg": 0.13},
     )
 
@@ -118,6 +124,39 @@ def test_the_bundle_says_what_it_is(learned: Bundle, bundle: Bundle) -> None:
         learned.text_encoder.encode_many(["a film"]), bundle.text_encoder.encode_many(["a film"])
     )
     learned.warm_up()
+
+
+def test_a_head_that_reads_values_is_one_more_file_and_reads_as_it_was_fitted(
+    learned_directory: Path, bundle_directory: Path, weights: EncoderWeights, tmp_path: Path
+) -> None:
+    head = made_head(TEXT)
+    directory = build(tmp_path / "bundle", bundle_directory, weights, review_value_graph(head))
+    bundle = load_bundle(directory)
+    bundle.warm_up()
+    assert bundle.review_value is not None
+    found = bundle.review_value.expect_many(TEXTS, vectors := bundle.text_encoder.encode_many(TEXTS))
+    np.testing.assert_allclose(found, from_text(head, TEXTS, vectors), atol=1e-5)
+    plain = read_manifest(learned_directory)
+    assert plain.review_value is None
+    assert "review_value" not in (learned_directory / "manifest.json").read_text(), "its version is what it was"
+    assert set(bundle.manifest.checksums) == {*plain.checksums, REVIEW_VALUE}
+    assert bundle.version != plain.version
+    assert load_bundle(learned_directory).review_value is None
+
+    for spoilt, reason in (
+        (b"no graph", REVIEW_VALUE),
+        (ranker_graph(), "review value"),
+        (review_value_graph(made_head(TEXT - 1)), "texts of 383"),
+    ):
+        replace_file(directory, REVIEW_VALUE, spoilt)
+        with pytest.raises(BundleError, match=reason):
+            load_bundle(directory)
+    (directory / REVIEW_VALUE).write_bytes(review_value_graph(head))
+    with pytest.raises(BundleError, match="is damaged"):
+        load_bundle(directory)
+    (directory / REVIEW_VALUE).unlink()
+    with pytest.raises(BundleError, match="cannot read"):
+        load_bundle(directory)
 
 
 def test_the_same_weights_are_the_same_version_and_others_another(

@@ -9,13 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from export.review_value import FILE, export_review_value, review_value_graph
-from models.domain.errors import EncoderError, ParityError
+from export.review_value import export_review_value, open_review_value, review_value_graph
+from models.domain.errors import EncoderError, ParityError, TrainingError
 from models.domain.past_values import COLUMNS, DAY_MS, PastValues, past_rows
 from models.domain.review_text import BUCKETS, F32, MAX_CHARACTERS, hashed_terms
 from models.encoders.bundle import Bundle
 from models.encoders.review_value import OnnxReviewValue
-from models.encoders.session import CPU, open_session
 from models.learning.review_value_weights import ReviewValueWeights, from_state, from_text
 
 EMBEDDING, PAST, LEVELS = 12, 7, 4
@@ -23,7 +22,7 @@ GOLDEN = [700, 5180, 6063, 17841, 25135, 26477, 45701, 55993, 60487, 62466]
 TEXTS = ("", "great, GREAT sound!", "  ", "it broke after a week. Don't buy", "好极了，声音很好", "x" * 5_000)
 
 
-def made_weights(embeddings: bool = True) -> ReviewValueWeights:
+def made_weights(embedding: int = EMBEDDING) -> ReviewValueWeights:
     rng = np.random.default_rng(0)
 
     def normal(*shape: int) -> F32:
@@ -32,8 +31,7 @@ def made_weights(embeddings: bool = True) -> ReviewValueWeights:
     return ReviewValueWeights(
         idf=np.where(rng.random(BUCKETS) < 0.9, 1 + 5 * rng.random(BUCKETS), 0).astype(np.float32),
         words=normal(BUCKETS, LEVELS),
-        embedding=normal(EMBEDDING if embeddings else 0, LEVELS),
-        text_past=normal(PAST, LEVELS),
+        embedding=normal(embedding, LEVELS) / np.float32(np.sqrt(embedding)),
         text_bias=normal(LEVELS),
         state_past=normal(PAST, LEVELS),
         state_bias=normal(LEVELS),
@@ -43,7 +41,7 @@ def made_weights(embeddings: bool = True) -> ReviewValueWeights:
 
 
 def served(weights: ReviewValueWeights) -> OnnxReviewValue:
-    return OnnxReviewValue(open_session(FILE, review_value_graph(weights), [CPU], threads=1))
+    return open_review_value(review_value_graph(weights))
 
 
 def ids_of(text: str) -> set[int]:
@@ -155,45 +153,35 @@ def test_the_longest_untouched_users_are_forgotten() -> None:
 
 
 @pytest.mark.parametrize("batch", [0, 1, 2, 17])
-@pytest.mark.parametrize("embeddings", [True, False])
-def test_the_graph_gives_what_the_weights_give(batch: int, embeddings: bool) -> None:
-    weights, rng = made_weights(embeddings), np.random.default_rng(2)
+def test_the_graph_gives_what_the_weights_give(batch: int) -> None:
+    weights, rng = made_weights(), np.random.default_rng(2)
     texts = [TEXTS[k % len(TEXTS)] for k in range(batch)]
-    vectors = rng.normal(size=(batch, EMBEDDING)).astype(np.float32) if embeddings else None
-    past = rng.normal(size=(batch, PAST)).astype(np.float32)
-    data, worst = export_review_value(weights, texts, vectors, past)
+    vectors = rng.normal(size=(batch, EMBEDDING)).astype(np.float32)
+    data, worst = export_review_value(weights, texts, vectors)
     assert worst <= 1e-5
-    head = OnnxReviewValue(open_session(FILE, data, [CPU], threads=1))
-    values = head.predict_many(texts, vectors, past)
+    head = open_review_value(data)
+    values = head.expect_many(texts, vectors)
     assert values.dtype == np.float32
-    assert np.all((values >= 0.2) & (values <= 1.0 + 1e-6))
-    np.testing.assert_allclose(values, from_text(weights, texts, vectors, past), atol=1e-5)
-    np.testing.assert_allclose(head.foresee_many(past), from_state(weights, past), atol=1e-5)
+    told = values[[bool(text.strip()) for text in texts]]
+    assert np.all((told >= 0.2) & (told <= 1.0 + 1e-6))
+    np.testing.assert_allclose(values, from_text(weights, texts, vectors), atol=1e-5)
     for at, text in enumerate(texts):
-        alone = head.predict_many([text], None if vectors is None else vectors[at : at + 1], past[at : at + 1])
-        np.testing.assert_allclose(alone[0], values[at], atol=1e-6)
+        np.testing.assert_allclose(head.expect_many([text], vectors[at : at + 1])[0], values[at], atol=1e-6)
+    levels = head.read_many(texts, vectors)
+    stars = np.arange(1, 6) / 5
+    nearest = stars[np.abs(values[:, None] - stars).argmin(1)]
+    np.testing.assert_allclose(levels, np.where(values < 0, -1, nearest), atol=1e-6)
 
 
-def test_an_event_without_words_has_the_value_its_past_foresees() -> None:
-    head, past = served(made_weights()), np.ones((2, PAST), np.float32)
-    vectors = np.ones((2, EMBEDDING), np.float32)
-    np.testing.assert_array_equal(head.predict_many(["", " . "], vectors, past), head.foresee_many(past))
-
-
-def test_embeddings_are_given_exactly_where_the_head_takes_them() -> None:
-    past, vectors = np.zeros((1, PAST), np.float32), np.zeros((1, EMBEDDING), np.float32)
-    with pytest.raises(EncoderError, match="fitted with embeddings"):
-        served(made_weights()).predict_many(["a"], None, past)
-    with pytest.raises(EncoderError, match="fitted without embeddings"):
-        served(made_weights(embeddings=False)).predict_many(["a"], vectors, past)
+def test_a_text_without_words_has_no_value() -> None:
+    assert served(made_weights()).read_many(["", " . "], np.ones((2, EMBEDDING), np.float32)).tolist() == [-1, -1]
 
 
 def test_shapes_that_do_not_fit_are_refused() -> None:
-    head, vectors = served(made_weights()), np.zeros((1, EMBEDDING), np.float32)
-    with pytest.raises(EncoderError, match="`past` of shape"):
-        head.predict_many(["a"], vectors, np.zeros((1, PAST + 1), np.float32))
-    with pytest.raises(EncoderError, match="`embedding` of shape"):
-        head.predict_many(["a", "b"], vectors, np.zeros((2, PAST), np.float32))
+    head = served(made_weights())
+    for texts, shape in ((["a"], (1, EMBEDDING + 1)), (["a", "b"], (1, EMBEDDING))):
+        with pytest.raises(EncoderError, match="`embedding` of shape"):
+            head.read_many(texts, np.zeros(shape, np.float32))
 
 
 def test_another_graph_is_no_review_head(bundle: Bundle) -> None:
@@ -203,9 +191,9 @@ def test_another_graph_is_no_review_head(bundle: Bundle) -> None:
 
 def test_weights_that_are_no_numbers_are_not_exported() -> None:
     weights = made_weights()
-    broken = replace(weights, state_bias=np.full(LEVELS, np.nan, np.float32))
+    broken = replace(weights, text_bias=np.full(LEVELS, np.nan, np.float32))
     with pytest.raises(ParityError):
-        export_review_value(broken, ["a"], np.ones((1, EMBEDDING), np.float32), np.ones((1, PAST), np.float32))
+        export_review_value(broken, ["a"], np.ones((1, EMBEDDING), np.float32))
 
 
 GOOD, BAD = ("lovely", "superb", "perfect"), ("broken", "awful", "returned")
@@ -234,22 +222,24 @@ def rmse(predicted: F32, values: F32) -> float:
 
 
 @pytest.mark.train
-def test_text_embedding_and_past_each_say_something_and_shuffled_text_nothing() -> None:
+def test_text_and_embedding_each_say_something_and_shuffled_text_nothing() -> None:
     pytest.importorskip("torch")
     from models.learning.review_value import fit_review_value
 
     texts, embeddings, values, past = reviews()
 
-    def fitted(texts: list[str], embeddings: F32 | None) -> tuple[float, float]:
+    def fitted(texts: list[str], embeddings: F32) -> tuple[float, float]:
         weights = fit_review_value(texts, embeddings, values, past, fit_end=FIT, validation_end=VALIDATION)
-        return rmse(from_text(weights, texts, embeddings, past), values), rmse(from_state(weights, past), values)
+        return rmse(from_text(weights, texts, embeddings), values), rmse(from_state(weights, past), values)
 
     spread = float(values[VALIDATION:].std())
-    (both, state), (words, _) = fitted(texts, embeddings), fitted(texts, None)
+    nothing = np.zeros((N, 1), np.float32)
+    (both, state), (words, _) = fitted(texts, embeddings), fitted(texts, nothing)
     shuffled = [texts[k] for k in np.random.default_rng(1).permutation(N)]
-    control, _ = fitted(shuffled, None)
-    assert both < words < 0.8 * state < 0.8 * spread
-    assert control > 0.98 * state
+    control, _ = fitted(shuffled, nothing)
+    assert both < words < 0.8 * spread
+    assert state < 0.9 * spread
+    assert control > 0.98 * spread
 
 
 @pytest.mark.train
@@ -268,7 +258,7 @@ def test_the_same_past_gives_the_same_weights_whatever_comes_after() -> None:
         fit_end=FIT,
         validation_end=VALIDATION,
     )
-    for name in ("idf", "words", "embedding", "text_past", "text_bias", "state_past", "state_bias", "steps"):
+    for name in ("idf", "words", "embedding", "text_bias", "state_past", "state_bias", "steps"):
         np.testing.assert_array_equal(getattr(first, name), getattr(other, name))
     assert first.metrics == other.metrics
 
@@ -288,10 +278,11 @@ def test_events_without_value_or_text_are_left_out_and_a_fine_scale_is_cut() -> 
     assert len(weights.steps) == MAX_LEVELS - 1
     assert np.all(weights.steps > 0)
     assert weights.base + weights.steps.sum() <= 1
-    predicted = from_text(weights, texts, embeddings, past)
-    assert rmse(predicted, known) < 0.9 * known.std()
+    read = from_text(weights, texts, embeddings)
     without = np.array([not text for text in texts])
-    np.testing.assert_array_equal(predicted[without], from_state(weights, past)[without])
+    assert np.all(read[without] == -1)
+    late = ~without & (np.arange(N) >= VALIDATION)
+    assert np.sqrt(np.mean((read - known)[late] ** 2)) < 0.9 * known.std()
 
 
 @pytest.mark.train
@@ -300,9 +291,9 @@ def test_too_few_or_equal_values_are_refused() -> None:
     from models.learning.review_value import fit_review_value
 
     texts, _, _, past = reviews()
-    with pytest.raises(ValueError, match="texts with a value"):
+    with pytest.raises(TrainingError, match="texts with a value"):
         fit_review_value(texts, None, np.full(N, -1, np.float32), past, fit_end=FIT, validation_end=VALIDATION)
-    with pytest.raises(ValueError, match="all values are the same"):
+    with pytest.raises(TrainingError, match="all values are the same"):
         fit_review_value(texts, None, np.ones(N, np.float32), past, fit_end=FIT, validation_end=VALIDATION)
 
 
