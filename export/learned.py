@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 
 from export.bootstrap import RANKER_GRAPH, TEXT_GRAPH, TOKENIZER, versioned
-from export.learned_graphs import item_graph, sequence_graph, step_graph
+from export.learned_graphs import item_graph, sequence_graph, state_size, step_graph
 from export.onnx_graph import OPSET
 from export.review_value import FILE as REVIEW_VALUE_GRAPH
 from export.writer import write_bundle
@@ -96,7 +96,7 @@ def build_learned(
         version="",
         parent=parent,
         created_ms=time.time_ns() // 1_000_000,
-        dimensions=Dimensions(item=weights.dimension, state=weights.state_size, text=len(weights.projection)),
+        dimensions=Dimensions(item=weights.dimension, state=state_size(weights), text=len(weights.projection)),
         opset=OPSET,
         recipe=RECIPE,
         kinds=tuple(kinds),
@@ -143,7 +143,7 @@ def open_towers(
         sessions[0],
         sessions[1],
         kinds=kinds,
-        state_size=weights.state_size,
+        state_size=state_size(weights),
         dimension=weights.dimension,
         text_dimension=len(weights.projection),
     )

@@ -10,6 +10,7 @@ import math
 
 import numpy as np
 
+from export.graphs import STATE
 from export.onnx_graph import GraphBuilder
 from models.learning.encoder_weights import GAP_POWERS, VALUE_TENTHS, EncoderWeights
 
@@ -86,7 +87,7 @@ class _Graph(GraphBuilder):
         still = self.op("Sub", self.constant(1.0), self.op("Abs", signs))
         return self.affine(x, weights.take_weight, weights.take_bias), still
 
-    def remember(self, weights: EncoderWeights, state: str, taken: str, still: str, out: str | None = None) -> str:
+    def remember(self, weights: EncoderWeights, state: str, taken: str, still: str) -> str:
         """One step of the recurrence.
 
         Args:
@@ -103,13 +104,19 @@ class _Graph(GraphBuilder):
         update = self.op("Max", self.op("Sigmoid", self.op("Add", update, by_update)), still)
         new = self.op("Tanh", self.op("Add", new, self.op("Mul", reset, past)))
         kept = self.op("Mul", update, state)  # exactly the state where update is 1
-        return self.op("Add", kept, self.op("Mul", self.op("Sub", self.constant(1.0), update), new), out=out)
+        return self.op("Add", kept, self.op("Mul", self.op("Sub", self.constant(1.0), update), new))
 
-    def read_out(self, weights: EncoderWeights) -> None:
-        """`next_state` [B, S], which must exist, to the output `user` [B, D]."""
+    def stored(self, weights: EncoderWeights) -> str:
+        """The recurrence's part [B, S] of the input `state`."""
+        return self.op("Slice", "state", self.axes(0), self.axes(weights.state_size), self.axes(1))
+
+    def read_out(self, weights: EncoderWeights, state: str) -> None:
+        """The recurrence's state [B, S] to the outputs `next_state` and `user` [B, D]."""
+        rest = self.op("Slice", "state", self.axes(weights.state_size), self.axes(state_size(weights)), self.axes(1))
+        self.op("Concat", state, rest, axis=1, out="next_state")
         normed = self.op(
             "LayerNormalization",
-            "next_state",
+            state,
             self.constant(weights.norm_weight),
             self.constant(weights.norm_bias),
             axis=-1,
@@ -128,12 +135,19 @@ class _Graph(GraphBuilder):
 _INT64 = 7  # onnx.TensorProto.INT64
 
 
+def state_size(weights: EncoderWeights) -> int:
+    """Numbers of a stored state: as many as the bootstrap bundle's, so that a deployment's states fit both.
+
+    The recurrence fills the first ones and leaves the rest as it is.
+    """
+    return max(STATE, weights.state_size)
+
+
 def step_graph(weights: EncoderWeights) -> bytes:
     """One event a row; see the module's docstring."""
     g = _Graph()
     taken, still = g.taken(weights, "item", "text", "kind", "value", "log2_gap", g.op("Sign", "strength"), axis=1)
-    g.remember(weights, "state", taken, still, out="next_state")
-    g.read_out(weights)
+    g.read_out(weights, g.remember(weights, g.stored(weights), taken, still))
     return g.model("step", _inputs(weights, "B"), _outputs(weights))
 
 
@@ -153,9 +167,7 @@ def sequence_graph(weights: EncoderWeights) -> bytes:
         axis=2,
     )  # [B, T, 3 S], [B, T, 1]
     by_time = [g.op("Transpose", rows, perm=[1, 0, 2]) for rows in (taken, still)]
-    final = g.scan("state", by_time, lambda state, *event: g.remember(weights, state, *event))
-    g.op("Identity", final, out="next_state")
-    g.read_out(weights)
+    g.read_out(weights, g.scan(g.stored(weights), by_time, lambda state, *event: g.remember(weights, state, *event)))
     return g.model("sequence", {**_inputs(weights, "B", "T"), "mask": ("B", "T")}, _outputs(weights))
 
 
@@ -170,7 +182,7 @@ def item_graph(weights: EncoderWeights) -> bytes:
 
 def _inputs(weights: EncoderWeights, *lead: str) -> dict[str, tuple[object, ...]]:
     return {
-        "state": ("B", weights.state_size),
+        "state": ("B", state_size(weights)),
         "item": (*lead, weights.dimension),
         "text": (*lead, len(weights.projection)),
         "kind": lead,
@@ -181,4 +193,4 @@ def _inputs(weights: EncoderWeights, *lead: str) -> dict[str, tuple[object, ...]
 
 
 def _outputs(weights: EncoderWeights) -> dict[str, tuple[object, ...]]:
-    return {"next_state": ("B", weights.state_size), "user": ("B", weights.dimension)}
+    return {"next_state": ("B", state_size(weights)), "user": ("B", weights.dimension)}

@@ -69,6 +69,7 @@ def check_parity(
     some = lengths > 0
     last = np.maximum(lengths - 1, 0)
     ends, readings = states[np.arange(USERS), last], users[np.arange(USERS), last]
+    size = states.shape[-1]  # of the recurrence; a stored state may have room beyond
     at_once = user.sequence(np.zeros((USERS, user.state_size), np.float32), inputs, mask)
     state = np.zeros((USERS, user.state_size), np.float32)
     step = 0.0
@@ -76,12 +77,12 @@ def check_parity(
         live = mask[:, time]
         state[live], reading = user.step(state[live], EventInputs(*(field[live, time] for field in inputs)))
         step = float(
-            np.max([step, _difference(state[live], states[live, time]), _difference(reading, users[live, time])])
+            np.max([step, _difference(state[live, :size], states[live, time]), _difference(reading, users[live, time])])
         )
     found = Parity(
         step=step,
         sequence=float(
-            np.max([_difference(at_once[0][some], ends[some]), _difference(at_once[1][some], readings[some])])
+            np.max([_difference(at_once[0][some, :size], ends[some]), _difference(at_once[1][some], readings[some])])
         ),
         item=_difference(served, trained),
         top_overlap=_overlap(at_once[1][some] @ served.T, readings[some] @ trained.T),

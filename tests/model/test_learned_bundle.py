@@ -29,7 +29,8 @@ from tests.model.test_user_encoder import one_by_one
 
 ITEM_IDS = tuple(f"item {n}" for n in range(30))
 LEARNED_KINDS = ("", "view", "hide", "search")
-TEXT, STATE = 384, 128
+# The recurrence fills half of a stored state.
+TEXT, STATE, RECURRENCE = 384, 256, 128
 
 
 def made_weights(seed: int = 0, items: int = 30, width: int = 64) -> EncoderWeights:
@@ -50,15 +51,15 @@ def made_weights(seed: int = 0, items: int = 30, width: int = 64) -> EncoderWeig
         value=normal(0.3, VALUE_BUCKETS, width),
         gap=normal(0.3, GAP_BUCKETS, width),
         text_scale=normal(0.5, kinds, width),
-        take_weight=normal(0.2, width, 3 * STATE),
-        take_bias=normal(0.2, 3 * STATE),
-        recurrent_weight=normal(0.1, STATE, 3 * STATE),
-        recurrent_bias=normal(0.2, STATE),
-        norm_weight=normal(0.5, STATE),
-        norm_bias=normal(0.2, STATE),
-        skip_weight=normal(0.1, STATE, width),
+        take_weight=normal(0.2, width, 3 * RECURRENCE),
+        take_bias=normal(0.2, 3 * RECURRENCE),
+        recurrent_weight=normal(0.1, RECURRENCE, 3 * RECURRENCE),
+        recurrent_bias=normal(0.2, RECURRENCE),
+        norm_weight=normal(0.5, RECURRENCE),
+        norm_bias=normal(0.2, RECURRENCE),
+        skip_weight=normal(0.1, RECURRENCE, width),
         skip_bias=normal(0.1, width),
-        hidden_weight=normal(0.1, STATE, hidden),
+        hidden_weight=normal(0.1, RECURRENCE, hidden),
         hidden_bias=normal(0.1, hidden),
         out_weight=normal(0.1, hidden, width),
         out_bias=normal(0.1, width),
