@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional as F
 
+from models.learning.lists import Lists
 from models.learning.places import mean_ndcg
 from models.learning.ranker import ListwiseRanker, Standard
 from models.learning.ranker_weights import RankerWeights
@@ -44,22 +45,6 @@ class RankerConfig:
     """Earlier lists to each new one in an online update."""
     average: float = 0.98
     """Share of the served weights that an online update keeps."""
-
-
-@dataclass
-class Lists:
-    """Past lists that hold what was chosen, in the order they were asked."""
-
-    at: npt.NDArray[np.int64]
-    """int64[E], position of the event in the log."""
-    features: npt.NDArray[np.float16]
-    """float16[E, K, F]: half precision keeps three digits of a logarithm, at half the memory."""
-    size: npt.NDArray[np.int32]
-    chosen: npt.NDArray[np.int32]
-
-    def before(self, end: int) -> npt.NDArray[np.int64]:
-        """Rows of the lists asked before event `end`."""
-        return np.arange(int(np.searchsorted(self.at, end)))
 
 
 class RankerFit(NamedTuple):

@@ -12,10 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-from models.domain.batch import Examples
 from models.domain.candidates import SOURCE_COUNT
 from models.domain.errors import TrainingError
 from models.domain.events import Interaction
@@ -26,9 +24,10 @@ from models.domain.protocol import Player
 from models.domain.read_values import read_values
 from models.learning.encoder_trainer import EncoderConfig, EncoderTrainer
 from models.learning.encoder_weights import EncoderWeights
+from models.learning.lists import ListBuffer, Lists
 from models.learning.log import LogBuilder
 from models.learning.places import hit_rate, mean_ndcg
-from models.learning.ranker_trainer import Lists, RankerConfig, RankerTrainer
+from models.learning.ranker_trainer import RankerConfig, RankerTrainer
 from models.learning.ranker_weights import RankerWeights
 from models.learning.reviews import FittedReader, fit_reader
 
@@ -38,6 +37,8 @@ LEAST_WORTH = 0.05
 LEAST_EVENTS = 500
 # Latest events on which is measured what an offset for new items costs the others.
 COLD_EVENTS = 3_000
+# Batches whose lists are kept at full precision before they are taken over: bounds memory on a long log.
+TAKEN_AT_ONCE = 8
 # Events whose texts are read in one call: bounds the arrays of a long log.
 READ_AT_ONCE = 1_000
 
@@ -111,7 +112,7 @@ class Training:
             seed=seed,
         )
         self.rankers = RankerTrainer(config.ranker, seed)
-        self.lists: Lists | None = None
+        self.lists = ListBuffer(config.lists)
         self.reached, self.reachable = np.zeros(SOURCE_COUNT), 0.0
         self.asked = np.empty(0, np.int64)
         """Events before which a list was asked."""
@@ -134,7 +135,8 @@ class Training:
         marks = [int(share * end) for share in config.stages]
         for epochs, mark in zip(config.epochs, marks, strict=True):
             for _ in player.play_to(mark):
-                pass
+                if len(player.examples) >= TAKEN_AT_ONCE:
+                    self._take(player)
             self._fit_reader(player, mark, needed=mark == end)
             log = self.builder.until(mark)
             if mark == end:
@@ -148,9 +150,9 @@ class Training:
             player.options = player.options._replace(examples=True)
         player.options = options
         self._take(player)
-        if self.lists is None:
+        if not len(self.lists):
             raise TrainingError("no list that was asked held what was chosen next: nothing to train a ranker on")
-        self._fit_ranker(self.lists, end)
+        self._fit_ranker(self.lists.lists, end)
         self._serve(pipeline, self._ranker(), self.builder.until(end).item_text)
 
     def learn(self, player: Player, start: int, end: int) -> None:
@@ -159,9 +161,10 @@ class Training:
         log = self.builder.until(end)
         self.encoders.update(log, start, end)
         self._take(player)
-        if self.lists is not None:
-            seen = self.lists.before(start)
-            self.rankers.update(self.lists, np.arange(len(seen), len(self.lists.at)), seen)
+        if len(self.lists):
+            lists = self.lists.lists
+            seen = lists.before(start)
+            self.rankers.update(lists, np.arange(len(seen), len(lists.at)), seen)
         self._serve(player.pipeline, self._ranker(), log.item_text)
 
     def _fit_ranker(self, lists: Lists, end: int) -> None:
@@ -239,36 +242,10 @@ class Training:
         catalogue.set_vectors(np.arange(len(vectors), dtype=np.int32), vectors)
 
     def _take(self, player: Player) -> None:
-        """Take over the examples that were played since, forgetting the oldest beyond `lists`."""
+        """Take over the examples that were played since."""
         taken, player.examples = player.examples, []
         for one in taken:
             self.reached += one.reached
             self.reachable += one.reachable
+            self.lists.append(one)
         self.asked = np.concatenate([self.asked, *(one.asked for one in taken)])
-        taken = [one for one in taken if len(one.position)]
-        if not taken:
-            return
-        fresh = _lists(taken)
-        if self.lists is not None:
-            old, keep = self.lists, max(0, self.config.lists - len(fresh.at))
-            fresh = Lists(
-                *(
-                    np.concatenate(
-                        [getattr(old, name)[-keep:] if keep else getattr(old, name)[:0], getattr(fresh, name)]
-                    )
-                    for name in ("at", "features", "size", "chosen")
-                )
-            )
-        self.lists = fresh
-
-
-def _lists(examples: list[Examples]) -> Lists:
-    def joined(name: str) -> npt.NDArray[np.int64]:
-        return np.concatenate([getattr(one, name) for one in examples])
-
-    return Lists(
-        at=joined("position"),
-        features=np.concatenate([one.features.astype(np.float16) for one in examples]),
-        size=joined("size").astype(np.int32),
-        chosen=joined("chosen").astype(np.int32),
-    )

@@ -8,11 +8,13 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs the extra `train`")
 
 from export.ranker_graph import ranker_graph  # noqa: E402
+from models.domain.batch import Examples  # noqa: E402
 from models.domain.features import FEATURE_COUNT, FEATURES, PRESENCE  # noqa: E402
 from models.encoders.ranker import OnnxRanker  # noqa: E402
 from models.encoders.session import CPU, open_session  # noqa: E402
+from models.learning.lists import ListBuffer, Lists  # noqa: E402
 from models.learning.ranker import ListwiseRanker, Standard  # noqa: E402
-from models.learning.ranker_trainer import Lists, RankerConfig, RankerTrainer  # noqa: E402
+from models.learning.ranker_trainer import RankerConfig, RankerTrainer  # noqa: E402
 
 pytestmark = pytest.mark.train
 CANDIDATES = 20
@@ -87,3 +89,31 @@ def test_an_update_follows_a_stream_that_changed() -> None:
         for _ in range(4):
             trainer.update(lists, np.arange(start, start + 100), np.arange(start))
     assert trainer.ndcg(lists, late) > frozen + 0.1
+
+
+def test_the_buffer_holds_the_newest_lists_whatever_the_pieces_they_come_in() -> None:
+    rng = np.random.default_rng(0)
+    count, capacity = 700, 100
+    whole = past_lists(count)
+    for largest in (1, 30, 250):
+        buffer, end = ListBuffer(capacity), 0
+        while end < count:
+            start, end = end, min(count, end + int(rng.integers(0, largest + 1)))
+            piece = slice(start, end)
+            buffer.append(
+                Examples(
+                    position=whole.at[piece],
+                    features=whole.features[piece].astype(np.float32),
+                    size=whole.size[piece],
+                    chosen=whole.chosen[piece],
+                    asked=np.empty(0, np.int64),
+                    reached=np.empty(0, np.int64),
+                    reachable=0,
+                )
+            )
+            if not len(buffer):
+                continue
+            assert min(end, capacity) <= len(buffer) <= capacity * 5 // 4
+            kept, newest = buffer.lists, slice(end - len(buffer), end)
+            for name in ("at", "features", "size", "chosen"):
+                np.testing.assert_array_equal(getattr(kept, name), getattr(whole, name)[newest])

@@ -1,0 +1,81 @@
+"""Past lists that the ranker learns from: the newest ones, in a buffer that grows without copying what it holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from models.domain.batch import Examples
+
+
+@dataclass
+class Lists:
+    """Past lists that hold what was chosen, in the order they were asked."""
+
+    at: npt.NDArray[np.int64]
+    """int64[E], position of the event in the log."""
+    features: npt.NDArray[np.float16]
+    """float16[E, K, F]: half precision keeps three digits of a logarithm, at half the memory."""
+    size: npt.NDArray[np.int32]
+    chosen: npt.NDArray[np.int32]
+
+    def before(self, end: int) -> npt.NDArray[np.int64]:
+        """Rows of the lists asked before event `end`."""
+        return np.arange(int(np.searchsorted(self.at, end)))
+
+
+class ListBuffer:
+    """Keeps the newest `capacity` lists.
+
+    The arrays have room for a quarter more, so that the oldest are dropped, and the others moved, only once in as many
+    lists; pages of them that hold nothing yet take no memory.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self._room = capacity + max(1, capacity // 4)
+        self._count = 0
+        self._arrays: Lists | None = None
+
+    def __len__(self) -> int:
+        return self._count
+
+    @property
+    def lists(self) -> Lists:
+        """Views of what is kept; the next `append` may move it."""
+        arrays, count = self._arrays, self._count
+        if arrays is None:
+            raise ValueError("no list was appended yet")
+        return Lists(arrays.at[:count], arrays.features[:count], arrays.size[:count], arrays.chosen[:count])
+
+    def append(self, fresh: Examples) -> None:
+        fresh_count = min(len(fresh.position), self.capacity)
+        if not fresh_count:
+            return
+        if self._arrays is None:
+            self._arrays = Lists(
+                at=np.empty(self._room, np.int64),
+                features=np.empty((self._room, *fresh.features.shape[1:]), np.float16),
+                size=np.empty(self._room, np.int32),
+                chosen=np.empty(self._room, np.int32),
+            )
+        if self._count + fresh_count > self._room:
+            self._drop(self._count + fresh_count - self.capacity)
+        rows = slice(self._count, self._count + fresh_count)
+        self._arrays.at[rows] = fresh.position[-fresh_count:]
+        self._arrays.features[rows] = fresh.features[-fresh_count:]
+        self._arrays.size[rows] = fresh.size[-fresh_count:]
+        self._arrays.chosen[rows] = fresh.chosen[-fresh_count:]
+        self._count += fresh_count
+
+    def _drop(self, oldest: int) -> None:
+        """Move the others to the front, in stretches that do not overlap: numpy would copy all of them first."""
+        arrays, kept = self._arrays, self._count - oldest
+        assert arrays is not None
+        for array in (arrays.at, arrays.features, arrays.size, arrays.chosen):
+            for start in range(0, kept, oldest):
+                stop = min(start + oldest, kept)
+                array[start:stop] = array[start + oldest : stop + oldest]
+        self._count = kept
