@@ -381,7 +381,8 @@ TEXT_BIAS_RIDGE = 0.2
 # Items with fewer events than this stand for those that have none.
 COLD_TOUCHES = 5
 # Offsets tried for the bias of items without events, in logits: biases of a popular and a rare item are six apart.
-COLD_OFFSETS = (0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0)
+# Two at most: where an encoder's scores mean little, no offset costs them anything.
+COLD_OFFSETS = (0.0, 0.5, 1.0, 1.5, 2.0)
 
 
 def _is_moment(key: str, name: str) -> bool:

@@ -133,16 +133,19 @@ class Training:
         options = player.options
         player.options = options._replace(learn=False, publish=False)
         marks = [int(share * end) for share in config.stages]
+        played = 0
         for epochs, mark in zip(config.epochs, marks, strict=True):
             for _ in player.play_to(mark):
                 if len(player.examples) >= TAKEN_AT_ONCE:
                     self._take(player)
             self._fit_reader(player, mark, needed=mark == end)
             log = self.builder.until(mark)
-            if mark == end:
-                # The events since the last fit are the only ones it has not seen.
-                since = max(marks[-2], end - COLD_EVENTS)
-                self.report(f"offset of new items: {self.encoders.choose_cold_offset(log, since, end):g}")
+            if 0 < played < mark < end:
+                # On events that no fit has seen. Not before the last fit: the ranker learns from lists that had the
+                # offset it is served with.
+                since = max(played, mark - COLD_EVENTS)
+                self.report(f"offset of new items: {self.encoders.choose_cold_offset(log, since, mark):g}")
+            played = mark
             fitted = self.encoders.fit(log, mark, epochs=epochs)
             self.report(f"encoder fitted on {mark:,} events in {fitted.seconds:.0f} s")
             self._take(player)
