@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -167,14 +166,6 @@ def test_the_same_weights_are_the_same_version_and_others_another(
     assert read_manifest(build(tmp_path / "again", bundle_directory, weights)).version == version
     other = replace(weights, item_bias=weights.item_bias + 1)
     assert read_manifest(build(tmp_path / "other", bundle_directory, other)).version != version
-
-
-def test_a_version_is_built_in_well_under_a_second(
-    bundle_directory: Path, weights: EncoderWeights, tmp_path: Path
-) -> None:
-    started = time.process_time()
-    build(tmp_path / "bundle", bundle_directory, weights)
-    assert time.process_time() - started < 2.0  # about 0.15 s alone; many times that on a busy machine
 
 
 @pytest.mark.parametrize("batch", [1, 2, 17])
