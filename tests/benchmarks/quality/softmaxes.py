@@ -21,7 +21,7 @@ from models.learning.places import hit_rate, mean_ndcg, places
 from tests.benchmarks.quality.past import open_past, tell
 
 FITTED, VALIDATED = 0.6, 0.8
-# The last one is the product's; of a small catalogue it draws nearly all.
+# The last one is the product's; drawn with replacement and by popularity, it holds 880 of the 1,511 films there.
 NEGATIVES = (128, 512, 2_048)
 
 
