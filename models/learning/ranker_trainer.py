@@ -62,6 +62,8 @@ class RankerTrainer:
     `fit` starts anew; `update` continues, and what is served then is a running average of the weights.
     """
 
+    network_class: type[ListwiseRanker] = ListwiseRanker
+
     def __init__(self, config: RankerConfig, seed: int) -> None:
         self.config, self.seed = config, seed
         self.net: ListwiseRanker
@@ -85,7 +87,7 @@ class RankerTrainer:
         config = self.config
         torch.manual_seed(self.seed)
         self.rng = np.random.default_rng(self.seed)
-        self.net = ListwiseRanker(_standard(lists, rows, self.rng))
+        self.net = self.network_class(_standard(lists, rows, self.rng))
         self.optimizer = torch.optim.AdamW(self.net.parameters(), lr=config.rate, weight_decay=config.decay)
         order = np.empty(0, np.int64)
         best, check = RankerFit(updates, math.nan), config.first_check

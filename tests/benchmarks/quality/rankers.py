@@ -1,0 +1,174 @@
+"""Our listwise network, a log-linear ranker and gradient-boosted trees on the same past lists.
+
+`python -m tests.benchmarks.quality.rankers EVENTS ITEMS [--json FILE]`, in .venv-train; the trees run in .venv-peers.
+The lists are those that the product's own training asked on the first 80% of the events. All rankers are fitted on
+what lies before the latest tenth of these and compared on that tenth; what is chosen is chosen before it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from export.ranker_graph import ranker_graph
+from models.domain.features import FEATURES, PRESENCE
+from models.domain.protocol import scored_from
+from models.encoders.ranker import OnnxRanker
+from models.encoders.session import CPU, open_session
+from models.learning.lists import Lists
+from models.learning.ranker import Standard
+from models.learning.ranker_trainer import RankerConfig, RankerTrainer
+from models.learning.training import use_threads
+from tests.benchmarks.quality.loaders import REPOSITORY
+from tests.benchmarks.quality.past import open_past, tell
+from tests.benchmarks.quality.past_lists import (
+    CHOSEN_FROM,
+    TESTED_FROM,
+    TIMED,
+    PastLists,
+    batches,
+    is_written,
+    read_lists,
+    write_lists,
+)
+
+PEERS = REPOSITORY / ".venv-peers" / "bin" / "python"
+F32 = np.ndarray[Any, np.dtype[np.float32]]
+
+
+class LinearRanker(nn.Module):
+    """One weight a feature, standardised as for the network."""
+
+    def __init__(self, standard: Standard) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.from_numpy(standard.mean))
+        self.register_buffer("scale", torch.from_numpy(standard.scale))
+        self.only = nn.Linear(len(standard.mean), 1, bias=False)
+        nn.init.zeros_(self.only.weight)
+
+    def forward(self, features: Tensor, mask: Tensor) -> Tensor:
+        score: Tensor = self.only((features - self.mean) * self.scale)[..., 0]  # [B, K]
+        return score.masked_fill(~mask, -1e9)
+
+    def folded(self) -> F32:
+        """float32[F], of features as they are."""
+        return self.only.weight.detach().numpy()[0] * self.scale.numpy()
+
+
+class LinearTrainer(RankerTrainer):
+    """The network's loss, batches, rate and averaging, and its choice of when to stop."""
+
+    network_class = LinearRanker
+
+
+def of_network(trainer: RankerTrainer) -> Callable[[F32], F32]:
+    """As a worker scores."""
+    session = open_session("ranker", ranker_graph(trainer.weights(), PRESENCE), [CPU], 1)
+    served = OnnxRanker(session, features=FEATURES, initial_weights=None, candidates=1, source_weights=None)
+    return lambda features: served.score(features, None)
+
+
+def of_linear(trainer: RankerTrainer) -> Callable[[F32], F32]:
+    assert isinstance(trainer.served, LinearRanker)
+    weights = trainer.served.folded()
+    return lambda features: features @ weights
+
+
+RANKERS = {"network": (RankerTrainer, of_network), "log-linear": (LinearTrainer, of_linear)}
+
+
+def make_lists(events: Path, items: Path, seed: int) -> PastLists:
+    """Train as `backtest --train` does, on the first 80%, and keep the lists it asked."""
+    past = open_past(events, items, seed)
+    end = scored_from(past.events)
+    past.training.fit(past.player, end)
+    lists = past.training.lists.lists
+    return PastLists(lists.at, lists.features, lists.size, lists.chosen, past.training.asked, end)
+
+
+def measure(name: str, lists: PastLists, seeds: list[int]) -> dict[str, Any]:
+    """How long to train is chosen by the first seed; then each seed is fitted on all training lists."""
+    make_trainer, make_scores = RANKERS[name]
+    held, config = Lists(lists.at, lists.features, lists.size, lists.chosen), RankerConfig()
+    early, late, tested = lists.rows(0, CHOSEN_FROM), lists.rows(CHOSEN_FROM, TESTED_FROM), lists.rows(TESTED_FROM, 1)
+    training = np.concatenate([early, late])
+    updates = min(config.updates, max(config.first_check, config.passes * len(training) // config.batch))
+    chosen = make_trainer(config, seeds[0]).fit(held, early, updates=updates, validation=late)
+    tell(f"{name}: {chosen.updates:,} updates, nDCG@10 {chosen.validation:.4f} where the choice is in the list")
+    found = []
+    for seed in seeds:
+        trainer = make_trainer(config, seed)
+        started = time.process_time()
+        trainer.fit(held, training, updates=chosen.updates)
+        seconds = time.process_time() - started
+        score = make_scores(trainer)
+        ndcg, hits = lists.figures(lists.places(scored(score, lists, tested), tested), TESTED_FROM, 1)
+        timed = list(batches(lists, tested[:TIMED]))
+        started = time.process_time()
+        for features in timed:
+            score(features)
+        each = (time.process_time() - started) / len(tested[:TIMED]) * 1e6
+        found.append({"ndcg_at_10": ndcg, "hr_at_10": hits, "cpu_seconds": seconds, "us_a_list": each})
+    return {**found[0], "updates": chosen.updates, "ndcg_at_10_by_seed": [row["ndcg_at_10"] for row in found]}
+
+
+def scored(score: Callable[[F32], F32], lists: PastLists, rows: np.ndarray[Any, np.dtype[np.int64]]) -> F32:
+    return np.concatenate([score(features) for features in batches(lists, rows)])
+
+
+def trees(folder: Path, python: Path, seed: int) -> dict[str, Any]:
+    """LightGBM's rows. Raises: CalledProcessError."""
+    call = [str(python), "-m", "tests.benchmarks.quality.peers.trees", str(folder), "--seed", str(seed)]
+    done = subprocess.run(call, check=True, cwd=REPOSITORY, stdout=subprocess.PIPE)
+    found: dict[str, Any] = msgspec.json.decode(done.stdout)
+    return found
+
+
+def show(name: str, row: dict[str, Any]) -> None:
+    print(
+        f"| {name} | {row['ndcg_at_10']:.4f} | {row['hr_at_10']:.4f} | {row['cpu_seconds']:.0f} "
+        f"| {row['us_a_list']:.0f} |",
+        flush=True,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.quality.rankers", description=__doc__)
+    parser.add_argument("events", type=Path)
+    parser.add_argument("items", type=Path)
+    parser.add_argument("--lists", type=Path, help="where the lists are kept, and read from if they are there")
+    parser.add_argument("--peers", type=Path, default=PEERS, help="the Python that has LightGBM")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[0, 1, 2], help="the lists and the trees take the first"
+    )
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    folder = arguments.lists or REPOSITORY / "benchmark-results" / "quality" / "past-lists" / arguments.events.stem
+    use_threads(1)
+    if not is_written(folder):
+        write_lists(folder, make_lists(arguments.events, arguments.items, arguments.seeds[0]))
+    lists = read_lists(folder)
+    tell(f"{len(lists.rows(0, TESTED_FROM)):,} lists to learn from, {len(lists.rows(TESTED_FROM, 1)):,} to compare on")
+    print("| ranker | nDCG@10 | HR@10 | CPU s | us a list |\n|---|---|---|---|---|", flush=True)
+    rows: dict[str, dict[str, Any]] = {}
+    for name in RANKERS:
+        rows[name] = measure(name, lists, arguments.seeds)
+        show(name, rows[name])
+    rows |= (of_trees := trees(folder, arguments.peers, arguments.seeds[0]))
+    for name, row in of_trees.items():
+        show(name, row)
+    if arguments.json is not None:
+        arguments.json.write_bytes(msgspec.json.format(msgspec.json.encode(rows), indent=2) + b"\n")
+
+
+if __name__ == "__main__":
+    main()
