@@ -96,12 +96,11 @@ class _Graph(GraphBuilder):
         """
         thirds = [weights.state_size] * 3
         reset, update, new = self.split(taken, *thirds)
-        weight, bias = weights.recurrent_weight, weights.recurrent_bias
-        by_reset, by_update, past = self.split(
-            self.affine(state, weight, np.concatenate([np.zeros(2 * len(bias), np.float32), bias])), *thirds
-        )
+        product = self.op("MatMul", state, self.constant(weights.recurrent_weight))  # [B, 3 S]
+        by_reset, by_update, by_new = self.split(product, *thirds)
         reset = self.op("Sigmoid", self.op("Add", reset, by_reset))
         update = self.op("Max", self.op("Sigmoid", self.op("Add", update, by_update)), still)
+        past = self.op("Add", by_new, self.constant(weights.recurrent_bias))
         new = self.op("Tanh", self.op("Add", new, self.op("Mul", reset, past)))
         kept = self.op("Mul", update, state)  # exactly the state where update is 1
         return self.op("Add", kept, self.op("Mul", self.op("Sub", self.constant(1.0), update), new))

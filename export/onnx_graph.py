@@ -15,7 +15,12 @@ from onnx import TensorProto, helper, numpy_helper
 OPSET = 17
 IR_VERSION = 8
 # Inputs that are no float32, by name.
-TYPES = {"mask": TensorProto.BOOL, "kind": TensorProto.INT64}
+TYPES = {
+    "mask": TensorProto.BOOL,
+    "kind": TensorProto.INT64,
+    "terms": TensorProto.INT64,
+    "rows": TensorProto.INT64,
+}
 
 
 @dataclass

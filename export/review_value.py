@@ -13,9 +13,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from onnx import TensorProto, checker, helper
 
-from export.onnx_graph import IR_VERSION, OPSET, GraphBuilder
+from export.onnx_graph import GraphBuilder
 from models.domain.errors import ParityError
 from models.domain.ports import F32
 from models.encoders.review_value import OnnxReviewValue
@@ -50,23 +49,8 @@ def review_value_graph(weights: ReviewValueWeights) -> bytes:
     away = g.op("Abs", g.op("Sub", g.op("Unsqueeze", "value", g.axes(1)), levels))  # [B, K + 1]
     g.op("Gather", levels, g.op("ArgMin", away, axis=1, keepdims=0), out="level")  # [B]
 
-    def declared(name: str, *axes: str | int, kind: int = TensorProto.FLOAT) -> object:
-        return helper.make_tensor_value_info(name, kind, axes)
-
-    inputs = [
-        declared("terms", "M", kind=TensorProto.INT64),
-        declared("rows", "M", kind=TensorProto.INT64),
-        declared("counts", "M"),
-        declared("embedding", "B", len(weights.embedding)),
-    ]
-    outputs = [declared("value", "B"), declared("level", "B")]
-    graph = helper.make_graph(g.nodes, "review_value", inputs, outputs, g.constants)
-    model = helper.make_model(
-        graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="streamrec"
-    )
-    checker.check_model(model, full_check=True)
-    data: bytes = model.SerializeToString(deterministic=True)
-    return data
+    inputs = {"terms": ("M",), "rows": ("M",), "counts": ("M",), "embedding": ("B", len(weights.embedding))}
+    return g.model("review_value", inputs, {"value": ("B",), "level": ("B",)})
 
 
 def open_review_value(data: bytes) -> OnnxReviewValue:

@@ -128,9 +128,9 @@ class EncoderNetwork(nn.Module):
             own = own * id_kept
         return own + self.projection(item_text)
 
-    def biases(self, item_text: Tensor, rows: Tensor | None = None) -> Tensor:
-        """Arguments as in `item_vectors`. Returns: float32[n]."""
-        return (self.item_bias if rows is None else self.item_bias[rows]) + item_text @ self.text_bias
+    def text_biases(self, item_text: Tensor) -> Tensor:
+        """float32[n], what the texts (float32[n, E]) say of the biases; the same throughout a fit."""
+        return item_text @ self.text_bias
 
     def states(self, vectors: Tensor, events: EventBatch, start: Tensor | None = None) -> Tensor:
         """
@@ -221,7 +221,7 @@ class EncoderNetwork(nn.Module):
         bias = torch.where(known, self.item_bias[safe], torch.tensor(self.cold_bias))
         text = torch.as_tensor(item_text)
         vectors = own + self.projection(text)
-        bias = bias + text @ self.text_bias
+        bias = bias + self.text_biases(text)
         result: npt.NDArray[np.float32] = torch.cat([vectors, bias[:, None]], dim=1).numpy()
         return result
 

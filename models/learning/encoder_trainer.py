@@ -189,7 +189,7 @@ class EncoderTrainer:
 
     def _text_biases(self, log: TrainingLog) -> npt.NDArray[np.float32]:
         """float32[N], the part of the biases that comes from the items' texts."""
-        found: npt.NDArray[np.float32] = log.item_text @ self.network.text_bias.numpy()
+        found: npt.NDArray[np.float32] = self.network.text_biases(torch.as_tensor(log.item_text)).numpy()
         return found
 
     def _settle_cold(self, log: TrainingLog, end: int) -> None:

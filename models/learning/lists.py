@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from models.domain.batch import Examples
+if TYPE_CHECKING:
+    from models.domain.batch import Examples
 
 
 @dataclass
@@ -24,6 +26,28 @@ class Lists:
     def before(self, end: int) -> npt.NDArray[np.int64]:
         """Rows of the lists asked before event `end`."""
         return np.arange(int(np.searchsorted(self.at, end)))
+
+    def draw(self, rows: npt.NDArray[np.int64], count: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
+        """Of each list the chosen candidate and others, drawn evenly.
+
+        Returns: int64[rows, count], places; those from the list's `size` on hold no candidate.
+        """
+        candidates = self.features.shape[1]
+        keys = rng.random((len(rows), candidates), np.float32)
+        keys[np.arange(candidates) >= self.size[rows][:, None]] = 2.0
+        keys[np.arange(len(rows)), self.chosen[rows]] = -1.0
+        return np.argpartition(keys, count - 1, axis=1)[:, :count]
+
+    def places(self, scores: npt.NDArray[np.float32], rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        """1-based places of what was chosen, a tie counted half.
+
+        Args:
+            scores: float32[rows, K], anything where there is no candidate.
+        """
+        scores = np.where(np.arange(scores.shape[1]) < self.size[rows][:, None], scores, -np.inf)
+        own = scores[np.arange(len(rows)), self.chosen[rows]][:, None]
+        found: npt.NDArray[np.float64] = 1.0 + (scores > own).sum(1) + 0.5 * ((scores == own).sum(1) - 1)
+        return found
 
 
 class ListBuffer:

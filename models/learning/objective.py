@@ -38,6 +38,7 @@ class Objective:
         self._network, self._config, self._rng, self._log = network, config, rng, log
         self._active = np.flatnonzero(trained)
         self._text = torch.as_tensor(log.item_text)
+        self._text_bias = network.text_biases(self._text)  # [N]
         self._sampled = len(self._active) > config.full_softmax_items
         self._column = np.full(log.items, -1, np.int64)
         self._column[self._active] = np.arange(len(self._active))
@@ -54,7 +55,7 @@ class Objective:
     def _full_loss(self, batch: Batch) -> Tensor:
         vectors = self._vectors(None)  # [N, W]
         users = self._users(vectors, batch)  # [n, D]
-        biases = self._network.biases(self._text)  # [N]
+        biases = self._network.item_bias + self._text_bias  # [N]
         items = torch.cat([vectors, biases[:, None]], dim=1)[torch.as_tensor(self._active)]  # [A, D]
         seen = batch.seen_row * len(self._active) + self._column[batch.seen_item]
         bounds = np.searchsorted(batch.seen_row, np.arange(0, len(users) + BLOCK, BLOCK)).tolist()
@@ -74,7 +75,7 @@ class Objective:
         rows = torch.as_tensor(needed)
         vectors = self._vectors(rows)  # [R, W]
         users = self._users(vectors, batch._replace(item=local[batch.item]))  # [n, D]
-        biases = self._network.biases(self._text[rows], rows)  # [R]
+        biases = self._network.item_bias[rows] + self._text_bias[rows]  # [R]
         items = torch.cat([vectors, biases[:, None]], dim=1)  # [R, D]
 
         place = np.full(self._log.items, -1, np.int64)

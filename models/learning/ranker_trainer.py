@@ -139,9 +139,7 @@ class RankerTrainer:
 
     def places(self, lists: Lists, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
         """float64[rows], 1-based places of what was chosen, ties counted half."""
-        scores = self.scores(lists, rows)
-        own = scores[np.arange(len(rows)), lists.chosen[rows]][:, None]
-        return 1.0 + (scores > own).sum(1) + 0.5 * ((scores == own).sum(1) - 1)
+        return lists.places(self.scores(lists, rows), rows)
 
     def weights(self) -> RankerWeights:
         return self.served.weights()
@@ -153,14 +151,9 @@ class RankerTrainer:
                 kept.lerp_(fresh, 1.0 - keep)
 
     def _draw(self, lists: Lists, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64] | None:
-        """Places of the chosen candidate and of `sampled` - 1 others of each list, drawn evenly; None = all."""
-        sampled, candidates = self.config.sampled, lists.features.shape[1]
-        if not 0 < sampled < candidates:
-            return None
-        keys = self.rng.random((len(rows), candidates), np.float32)
-        keys[np.arange(candidates) >= lists.size[rows][:, None]] = 2.0
-        keys[np.arange(len(rows)), lists.chosen[rows]] = -1.0
-        return np.argpartition(keys, sampled - 1, axis=1)[:, :sampled]
+        """Places of the `sampled` candidates of each list that an update looks at; None = all."""
+        sampled = self.config.sampled
+        return lists.draw(rows, sampled, self.rng) if 0 < sampled < lists.features.shape[1] else None
 
     def _step(self, lists: Lists, rows: npt.NDArray[np.int64], rate: float) -> None:
         for group in self.optimizer.param_groups:

@@ -13,8 +13,8 @@ import numpy as np
 from models.domain.batch import PipelineOptions
 from models.domain.errors import TrainingError
 from models.domain.events import Event, Interaction, encoded_text
-from models.domain.past_values import PastValues
 from models.domain.ports import F32
+from models.learning.past_values import PastValues
 from models.learning.review_value import fit_review_value
 from models.learning.review_value_weights import ReviewValueWeights
 

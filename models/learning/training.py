@@ -133,19 +133,18 @@ class Training:
         options = player.options
         player.options = options._replace(learn=False, publish=False)
         marks = [int(share * end) for share in config.stages]
-        played = 0
         for epochs, mark in zip(config.epochs, marks, strict=True):
+            fitted_until = player.played
             for _ in player.play_to(mark):
                 if len(player.examples) >= TAKEN_AT_ONCE:
                     self._take(player)
             self._fit_reader(player, mark, needed=mark == end)
             log = self.builder.until(mark)
-            if 0 < played < mark < end:
+            if 0 < fitted_until < mark < end:
                 # On events that no fit has seen. Not before the last fit: the ranker learns from lists that had the
                 # offset it is served with.
-                since = max(played, mark - COLD_EVENTS)
+                since = max(fitted_until, mark - COLD_EVENTS)
                 self.report(f"offset of new items: {self.encoders.choose_cold_offset(log, since, mark):g}")
-            played = mark
             fitted = self.encoders.fit(log, mark, epochs=epochs)
             self.report(f"encoder fitted on {mark:,} events in {fitted.seconds:.0f} s")
             self._take(player)

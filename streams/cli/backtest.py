@@ -13,10 +13,10 @@ import msgspec
 import typer
 
 from models.domain.events import Event, EventContract, Item
-from streams.cli.common import resolve_bundle, use_one_blas_thread, with_settings
+from streams.cli.common import use_one_blas_thread, with_settings
 from streams.cli.follow import print_table
 from streams.cli.lines import BadLines, FileError, check_writable, new_file, progress_bar, write_figures
-from streams.cli.replaying import encode_event_texts, fill_catalogue, read_events, read_items
+from streams.cli.replaying import prepare, read_events, read_items
 from streams.cli.training import make_training
 from streams.settings import Settings
 
@@ -96,26 +96,14 @@ def _run(
         train_seed: train as the log is played, with this seed; None = serve the settings' bundle throughout.
     """
     from models.domain.protocol import Learner, replay, summary
-    from streams.container import make_pipeline, pipeline_options, read_bundle, warm_up
+    from streams.container import warm_up
 
-    bundle = read_bundle(settings, resolve_bundle(settings))
-    options = pipeline_options(settings, contract)
-    warm_up(bundle, options)
-    pipeline = make_pipeline(bundle, options)
-    item_text = fill_catalogue(pipeline.catalogue, items, bundle)
-    texts = encode_event_texts(events, bundle)
+    prepared = prepare(settings, contract, events, items)
+    pipeline, texts = prepared.pipeline, prepared.texts
+    warm_up(prepared.bundle, prepared.options)
     learner: Learner | None = None
     if train_seed is not None:
-        learner = make_training(
-            events,
-            pipeline.catalogue.ids,
-            item_text,
-            texts,
-            options,
-            bundle.user_encoder.kinds,
-            seed=train_seed,
-            report=lambda line: typer.echo(line, err=True),
-        )
+        learner = make_training(events, prepared, seed=train_seed, report=lambda line: typer.echo(line, err=True))
     scored: list[ScoredEvent] = []
     started = time.perf_counter()
     with progress_bar(f"replaying {protocol}", len(events), "events") as progress:
@@ -131,7 +119,7 @@ def _run(
         "items": len(pipeline.catalogue),
         "seconds": seconds,
         "events_per_second": len(events) / seconds,
-        "model_version": bundle.version if train_seed is None else "trained",
+        "model_version": prepared.bundle.version if train_seed is None else "trained",
         "seed": SEED if train_seed is None else train_seed,
     }
 

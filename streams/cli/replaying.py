@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from models.domain.errors import EventDecodeError
 from models.domain.events import Event, EventContract, Item, encoded_text
+from streams.cli.common import resolve_bundle
 from streams.cli.lines import BadLines, file_size, progress_bar, read_lines
+from streams.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from models.domain.batch import PipelineOptions
     from models.domain.catalogue import Catalogue
+    from models.domain.pipeline import Pipeline
     from models.domain.ports import F32
     from models.encoders.bundle import Bundle
 
@@ -88,3 +92,29 @@ def fill_catalogue(catalogue: Catalogue, items: list[Item], bundle: Bundle) -> F
             catalogue.set_vectors(at, np.stack(item_vectors(batch, texts, bundle.item_encoder)))
             progress(start + len(batch))
     return embeddings
+
+
+class Prepared(NamedTuple):
+    """All that a log is replayed with, nothing of it played yet."""
+
+    bundle: Bundle
+    bundle_path: Path
+    options: PipelineOptions
+    pipeline: Pipeline
+    """Its catalogue holds the items."""
+    item_text: F32
+    """float32[items, E]."""
+    texts: dict[str, F32]
+    """Embedding of each text that the events carry."""
+
+
+def prepare(settings: Settings, contract: EventContract, events: Sequence[Event], items: list[Item]) -> Prepared:
+    """With the settings' bundle. Raises: BundleError."""
+    from streams.container import make_pipeline, pipeline_options, read_bundle
+
+    path = resolve_bundle(settings)
+    bundle = read_bundle(settings, path)
+    options = pipeline_options(settings, contract)
+    pipeline = make_pipeline(bundle, options)
+    item_text = fill_catalogue(pipeline.catalogue, items, bundle)
+    return Prepared(bundle, path, options, pipeline, item_text, encode_event_texts(events, bundle))

@@ -9,9 +9,9 @@ from typing import Annotated
 import typer
 
 from models.domain.events import EventContract
-from streams.cli.common import resolve_bundle, use_one_blas_thread, with_settings
+from streams.cli.common import use_one_blas_thread, with_settings
 from streams.cli.lines import BadLines, FileError, check_writable, progress_bar, write_figures
-from streams.cli.replaying import encode_event_texts, fill_catalogue, read_events, read_items
+from streams.cli.replaying import prepare, read_events, read_items
 from streams.cli.training import make_training, write_learned
 from streams.settings import Settings
 
@@ -35,7 +35,7 @@ def train(
     """
     from models.domain.protocol import Player
     from models.encoders.manifest import read_manifest
-    from streams.container import make_pipeline, pipeline_options, read_bundle
+    from streams.container import read_bundle
 
     use_one_blas_thread()
     check_writable(json_out)
@@ -45,27 +45,14 @@ def train(
     if not log:
         raise FileError(f"{events}: no valid event in it")
     catalogue_items, bad_items = read_items(items, contract)
-    parent_path = resolve_bundle(settings)
-    parent = read_bundle(settings, parent_path)
-    options = pipeline_options(settings, contract)
-    pipeline = make_pipeline(parent, options)
-    item_text = fill_catalogue(pipeline.catalogue, catalogue_items, parent)
-    texts = encode_event_texts(log, parent)
-    training = make_training(
-        log,
-        pipeline.catalogue.ids,
-        item_text,
-        texts,
-        options,
-        parent.user_encoder.kinds,
-        seed=seed,
-        report=lambda line: typer.echo(line, err=True),
-    )
+    prepared = prepare(settings, contract, log, catalogue_items)
+    pipeline = prepared.pipeline
+    training = make_training(log, prepared, seed=seed, report=lambda line: typer.echo(line, err=True))
     started = time.perf_counter()
     with progress_bar("training", len(log), "events") as progress:
-        training.fit(Player(pipeline, log, texts, progress), len(log))
+        training.fit(Player(pipeline, log, prepared.texts, progress), len(log))
     seconds = time.perf_counter() - started
-    write_learned(out, training, parent, parent_path, options)
+    write_learned(out, training, prepared)
     read_bundle(settings, out)  # as a worker does before it serves it
     manifest = read_manifest(out)
     figures = {

@@ -13,26 +13,15 @@ from models.domain.events import Event
 from models.domain.features import FEATURES, PRESENCE
 
 if TYPE_CHECKING:
-    from models.domain.batch import PipelineOptions
     from models.domain.ports import F32, Ranker, UserEncoder, ValueReader
-    from models.encoders.bundle import Bundle
     from models.learning.encoder_weights import EncoderWeights
     from models.learning.ranker_weights import RankerWeights
     from models.learning.reviews import FittedReader
     from models.learning.training import Training
+    from streams.cli.replaying import Prepared
 
 
-def make_training(
-    events: Sequence[Event],
-    item_ids: Sequence[str],
-    item_text: F32,
-    texts: dict[str, F32],
-    options: PipelineOptions,
-    kinds: Sequence[str],
-    *,
-    seed: int,
-    report: Callable[[str], None],
-) -> Training:
+def make_training(events: Sequence[Event], prepared: Prepared, *, seed: int, report: Callable[[str], None]) -> Training:
     from export.learned import open_towers
     from export.ranker_graph import ranker_graph
     from export.review_value import export_review_value, open_review_value
@@ -42,7 +31,8 @@ def make_training(
     from models.learning.training import Training, TrainingConfig, use_threads
 
     use_threads(1)  # both networks are small: a second thread gains a fifth and takes a core
-    builder = LogBuilder(events, item_ids, item_text, texts, kinds, options)
+    kinds, ids = prepared.bundle.user_encoder.kinds, prepared.pipeline.catalogue.ids
+    builder = LogBuilder(events, ids, prepared.item_text, prepared.texts, kinds, prepared.options)
 
     def make_encoder(weights: EncoderWeights) -> UserEncoder:
         return open_towers(weights, builder.item_ids[: len(weights.item_id)], kinds)[0]
@@ -67,7 +57,7 @@ def make_training(
     )
 
 
-def write_learned(out: Path, training: Training, parent: Bundle, parent_path: Path, options: PipelineOptions) -> Path:
+def write_learned(out: Path, training: Training, prepared: Prepared) -> Path:
     """The training's networks as a bundle at `out`. Raises: BundleError, ParityError."""
     from export.learned import build_learned, open_towers
     from export.parity import check_parity
@@ -82,8 +72,8 @@ def write_learned(out: Path, training: Training, parent: Bundle, parent_path: Pa
     )
     return build_learned(
         out,
-        parent=parent.version,
-        text_model=parent_path,
+        parent=prepared.bundle.version,
+        text_model=prepared.bundle_path,
         weights=weights,
         item_ids=ids,
         ranker_graph=ranker_graph(training.rankers.weights(), PRESENCE),
@@ -91,7 +81,7 @@ def write_learned(out: Path, training: Training, parent: Bundle, parent_path: Pa
         kinds=training.builder.kinds,
         candidates=training.config.candidates,
         source_weights=training.worth().tolist(),
-        value_scale=options.value_scale,
+        value_scale=prepared.options.value_scale,
         review_value=None if training.fitted_reader is None else export_review_value(*training.fitted_reader)[0],
         metrics=training.metrics,
     )

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from export.review_value import export_review_value, open_review_value, review_value_graph
 from models.domain.errors import EncoderError, ParityError, TrainingError
-from models.domain.past_values import COLUMNS, DAY_MS, PastValues, past_rows
 from models.domain.review_text import BUCKETS, F32, MAX_CHARACTERS, hashed_terms
 from models.encoders.bundle import Bundle
 from models.encoders.review_value import OnnxReviewValue
+from models.learning.past_values import COLUMNS, DAY_MS, PastValues, past_rows
 from models.learning.review_value_weights import ReviewValueWeights, from_state, from_text
 
 EMBEDDING, PAST, LEVELS = 12, 7, 4

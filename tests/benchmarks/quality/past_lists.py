@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+
+from models.learning.lists import Lists
 
 K = 10
 # The latest tenth is what is compared on; of the rest, the latest tenth is what everything is chosen on.
@@ -16,16 +19,10 @@ CHOSEN_FROM, TESTED_FROM = 0.81, 0.9
 SCORED_AT_ONCE, TIMED = 64, 1_024
 
 
-class PastLists(NamedTuple):
-    """Lists asked before the events [0, end) that hold what was chosen then, in order."""
+@dataclass
+class PastLists(Lists):
+    """Lists asked before the events [0, end)."""
 
-    at: npt.NDArray[np.int64]
-    """int64[E], position of the event."""
-    features: npt.NDArray[np.float16]
-    """float16[E, K, F], zero rows behind `size`."""
-    size: npt.NDArray[np.int32]
-    chosen: npt.NDArray[np.int32]
-    """int32[E], place of the chosen item among the candidates."""
     asked: npt.NDArray[np.int64]
     """Events before which a list was asked, whether it held the chosen item or not."""
     end: int
@@ -42,13 +39,6 @@ class PastLists(NamedTuple):
         listed = places <= K
         return float((listed / np.log2(1 + places)).sum() / asked), float(listed.sum() / asked)
 
-    def places(self, scores: npt.NDArray[np.float32], rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-        """1-based places of what was chosen, a tie counted half. Args: scores: float32[rows, K]."""
-        scores = np.where(np.arange(scores.shape[1]) < self.size[rows][:, None], scores, -np.inf)
-        own = scores[np.arange(len(rows)), self.chosen[rows]][:, None]
-        found: npt.NDArray[np.float64] = 1.0 + (scores > own).sum(1) + 0.5 * ((scores == own).sum(1) - 1)
-        return found
-
 
 def spread(rows: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
     """About `count` of the rows, spread evenly over them."""
@@ -61,6 +51,24 @@ def batches(lists: PastLists, rows: npt.NDArray[np.int64]) -> Iterator[npt.NDArr
         yield lists.features[rows[start : start + SCORED_AT_ONCE]].astype(np.float32)
 
 
+def scored(
+    score: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]], lists: PastLists, rows: npt.NDArray[np.int64]
+) -> npt.NDArray[np.float32]:
+    return np.concatenate([score(features) for features in batches(lists, rows)])
+
+
+def microseconds_a_list(
+    score: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]], lists: PastLists, rows: npt.NDArray[np.int64]
+) -> float:
+    """CPU time of scoring, reading not counted, over the first `TIMED` rows."""
+    rows = rows[:TIMED]
+    timed = list(batches(lists, rows))
+    started = time.process_time()
+    for features in timed:
+        score(features)
+    return (time.process_time() - started) / len(rows) * 1e6
+
+
 def is_written(folder: Path) -> bool:
     return (folder / "lists.npz").exists()
 
@@ -68,7 +76,7 @@ def is_written(folder: Path) -> bool:
 def write_lists(folder: Path, lists: PastLists) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     np.save(folder / "features.npy", lists.features)
-    others = {name: value for name, value in lists._asdict().items() if name != "features"}
+    others = {name: value for name, value in vars(lists).items() if name != "features"}
     np.savez(folder / "lists.npz", **others)  # last: it says that the folder is whole
 
 

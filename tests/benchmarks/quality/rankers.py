@@ -24,7 +24,6 @@ from models.domain.features import FEATURES, PRESENCE
 from models.domain.protocol import scored_from
 from models.encoders.ranker import OnnxRanker
 from models.encoders.session import CPU, open_session
-from models.learning.lists import Lists
 from models.learning.ranker import Standard
 from models.learning.ranker_trainer import RankerConfig, RankerTrainer
 from models.learning.training import use_threads
@@ -33,11 +32,11 @@ from tests.benchmarks.quality.past import open_past, tell
 from tests.benchmarks.quality.past_lists import (
     CHOSEN_FROM,
     TESTED_FROM,
-    TIMED,
     PastLists,
-    batches,
     is_written,
+    microseconds_a_list,
     read_lists,
+    scored,
     write_lists,
 )
 
@@ -91,38 +90,29 @@ def make_lists(events: Path, items: Path, seed: int) -> PastLists:
     past = open_past(events, items, seed)
     end = scored_from(past.events)
     past.training.fit(past.player, end)
-    lists = past.training.lists.lists
-    return PastLists(lists.at, lists.features, lists.size, lists.chosen, past.training.asked, end)
+    return PastLists(**vars(past.training.lists.lists), asked=past.training.asked, end=end)
 
 
 def measure(name: str, lists: PastLists, seeds: list[int]) -> dict[str, Any]:
     """How long to train is chosen by the first seed; then each seed is fitted on all training lists."""
     make_trainer, make_scores = RANKERS[name]
-    held, config = Lists(lists.at, lists.features, lists.size, lists.chosen), RankerConfig()
+    config = RankerConfig()
     early, late, tested = lists.rows(0, CHOSEN_FROM), lists.rows(CHOSEN_FROM, TESTED_FROM), lists.rows(TESTED_FROM, 1)
     training = np.concatenate([early, late])
     updates = min(config.updates, max(config.first_check, config.passes * len(training) // config.batch))
-    chosen = make_trainer(config, seeds[0]).fit(held, early, updates=updates, validation=late)
+    chosen = make_trainer(config, seeds[0]).fit(lists, early, updates=updates, validation=late)
     tell(f"{name}: {chosen.updates:,} updates, nDCG@10 {chosen.validation:.4f} where the choice is in the list")
     found = []
     for seed in seeds:
         trainer = make_trainer(config, seed)
         started = time.process_time()
-        trainer.fit(held, training, updates=chosen.updates)
+        trainer.fit(lists, training, updates=chosen.updates)
         seconds = time.process_time() - started
         score = make_scores(trainer)
         ndcg, hits = lists.figures(lists.places(scored(score, lists, tested), tested), TESTED_FROM, 1)
-        timed = list(batches(lists, tested[:TIMED]))
-        started = time.process_time()
-        for features in timed:
-            score(features)
-        each = (time.process_time() - started) / len(tested[:TIMED]) * 1e6
+        each = microseconds_a_list(score, lists, tested)
         found.append({"ndcg_at_10": ndcg, "hr_at_10": hits, "cpu_seconds": seconds, "us_a_list": each})
     return {**found[0], "updates": chosen.updates, "ndcg_at_10_by_seed": [row["ndcg_at_10"] for row in found]}
-
-
-def scored(score: Callable[[F32], F32], lists: PastLists, rows: np.ndarray[Any, np.dtype[np.int64]]) -> F32:
-    return np.concatenate([score(features) for features in batches(lists, rows)])
 
 
 def trees(folder: Path, python: Path, seed: int) -> dict[str, Any]:

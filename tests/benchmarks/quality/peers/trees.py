@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,11 +22,11 @@ import numpy.typing as npt
 from tests.benchmarks.quality.past_lists import (
     CHOSEN_FROM,
     TESTED_FROM,
-    TIMED,
     K,
     PastLists,
-    batches,
+    microseconds_a_list,
     read_lists,
+    scored,
     spread,
 )
 
@@ -55,14 +56,10 @@ def sample(lists: PastLists, rows: I64, rng: np.random.Generator) -> lightgbm.Da
     features, labels, groups = [], [], []
     for start in range(0, len(rows), 1_000):
         some = rows[start : start + 1_000]
-        size, chosen = lists.size[some][:, None], lists.chosen[some]
-        keys = rng.random((len(some), lists.features.shape[1]), np.float32)
-        keys[np.arange(lists.features.shape[1]) >= size] = 2.0
-        keys[np.arange(len(some)), chosen] = -1.0
-        kept = np.argpartition(keys, SAMPLED - 1, axis=1)[:, :SAMPLED]
-        there = kept < size
+        kept = lists.draw(some, SAMPLED, rng)
+        there = kept < lists.size[some][:, None]
         features.append(lists.features[some][np.arange(len(some))[:, None], kept][there].astype(np.float32))
-        labels.append((kept == chosen[:, None])[there])
+        labels.append((kept == lists.chosen[some][:, None])[there])
         groups.append(there.sum(1))
     return lightgbm.Dataset(
         np.concatenate(features), np.concatenate(labels).astype(np.float32), group=np.concatenate(groups)
@@ -91,10 +88,6 @@ def score(booster: lightgbm.Booster, features: F32, first: int = 0, rounds: int 
     return np.asarray(found, np.float32).reshape(features.shape[:2])
 
 
-def scored(booster: lightgbm.Booster, lists: PastLists, rows: I64, first: int = 0, rounds: int = -1) -> F32:
-    return np.concatenate([score(booster, features, first, rounds) for features in batches(lists, rows)])
-
-
 def tried(lists: PastLists, data: lightgbm.Dataset, objective: str, leaves: int, rate: float, seed: int) -> list[Trial]:
     """One fit, looked at after each of `ROUNDS`."""
     rows = spread(lists.rows(CHOSEN_FROM, TESTED_FROM), CHECKED_LISTS)
@@ -104,7 +97,7 @@ def tried(lists: PastLists, data: lightgbm.Dataset, objective: str, leaves: int,
     found = np.zeros((len(rows), lists.features.shape[1]), np.float32)
     trials = []
     for first, until in zip((0, *ROUNDS), ROUNDS, strict=False):
-        found += scored(booster, lists, rows, first, until - first)
+        found += scored(partial(score, booster, first=first, rounds=until - first), lists, rows)
         places = lists.places(found, rows)
         trials.append(Trial(objective, leaves, rate, until, float(((places <= K) / np.log2(1 + places)).mean())))
         print(*trials[-1], f"{seconds:.0f} s", file=sys.stderr, flush=True)
@@ -128,12 +121,8 @@ def measure(lists: PastLists, trial: Trial, seed: int) -> dict[str, Any]:
     data = sample(lists, lists.rows(0, TESTED_FROM), np.random.default_rng(seed))
     booster = fit(data, trial.objective, trial.leaves, trial.rate, trial.rounds, seed)
     seconds = time.process_time() - started
-    ndcg, hits = lists.figures(lists.places(scored(booster, lists, rows), rows), TESTED_FROM, 1.0)
-    timed = list(batches(lists, rows[:TIMED]))
-    started = time.process_time()
-    for features in timed:
-        score(booster, features)
-    each = (time.process_time() - started) / len(rows[:TIMED]) * 1e6
+    ndcg, hits = lists.figures(lists.places(scored(partial(score, booster), lists, rows), rows), TESTED_FROM, 1.0)
+    each = microseconds_a_list(partial(score, booster), lists, rows)
     return {"ndcg_at_10": ndcg, "hr_at_10": hits, "cpu_seconds": seconds, "us_a_list": each, "trial": trial._asdict()}
 
 
