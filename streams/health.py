@@ -14,7 +14,7 @@ from aiohttp import web
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from models.domain.errors import SettingsError
-from streams.metrics import Metrics
+from streams.metric_base import MetricSet
 
 Check = Callable[[], Awaitable[str | None]]
 """Returns None where all is well, else what is missing, for people."""
@@ -37,7 +37,7 @@ class HealthServer:
 
     def __init__(
         self,
-        metrics: Metrics,
+        metrics: MetricSet,
         *,
         host: str,
         port: int,

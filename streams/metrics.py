@@ -1,7 +1,6 @@
-"""The Prometheus metrics of one process, in seconds and bytes. It must not know who measures, nor serve HTTP.
+"""The Prometheus metrics of a worker, in seconds and bytes. It must not know who measures, nor serve HTTP.
 
-Nothing is global: each `Metrics` owns a registry. Methods take a whole chunk's totals, since a counter per event costs
-more than the event's share of the network.
+Methods take a whole chunk's totals, since a counter per event costs more than the event's share of the network.
 """
 
 from __future__ import annotations
@@ -9,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from time import perf_counter
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, Self
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.process_collector import ProcessCollector
+from prometheus_client import Counter
+
+from streams.metric_base import MetricSet
 
 STAGES = (
     "decode",
@@ -75,22 +75,11 @@ OnlineList = Literal["last_published", "asked"]
 OnlineUser = Literal["cold", "warm"]
 
 
-class MetricInfo(NamedTuple):
-    """One metric as the documentation lists it."""
-
-    name: str
-    kind: str
-    labels: tuple[str, ...]
-    description: str
-
-
-class Metrics:
+class Metrics(MetricSet):
     """Everything the worker counts. Label values come from closed sets (declared kinds, topics), never from a user."""
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry(auto_describe=True)
-        self.described: list[MetricInfo] = []
-        ProcessCollector(namespace="streamrec", registry=self.registry)
+        super().__init__()
         self._events = self._counter("events", "Events consumed, by type and what became of them.", "type", "outcome")
         self._dead_letters = self._counter("dead_letters", "Messages that went to the dead letters.", "reason")
         self._chunk = self._histogram("chunk_events", "Events processed together.", CHUNK_BUCKETS)
@@ -233,36 +222,6 @@ class Metrics:
         self._online_scored.labels(*labels).inc(scored)
         self._online_hits.labels(*labels).inc(hits)
         self._online_ndcg.labels(*labels).inc(ndcg_sum)
-
-    # Reading
-
-    def value(self, name: str, **labels: str) -> float:
-        """One sample by its full name (`streamrec_events_total`); 0 where nothing was counted yet."""
-        return self.registry.get_sample_value(name, labels) or 0.0
-
-    def exposition(self) -> bytes:
-        """Prometheus text format."""
-        return generate_latest(self.registry)
-
-    def markdown(self) -> str:
-        """The metrics as a Markdown table, for the README."""
-        lines = ["| metric | type | labels | what it counts |", "|---|---|---|---|"]
-        for info in self.described:
-            labels = ", ".join(f"`{label}`" for label in info.labels)
-            lines.append(f"| `{info.name}` | {info.kind} | {labels} | {info.description} |")
-        return "\n".join(lines)
-
-    def _counter(self, name: str, description: str, *labels: str) -> Counter:
-        self.described.append(MetricInfo(f"streamrec_{name}_total", "counter", labels, description))
-        return Counter(f"streamrec_{name}", description, labels, registry=self.registry)
-
-    def _gauge(self, name: str, description: str, *labels: str) -> Gauge:
-        self.described.append(MetricInfo(f"streamrec_{name}", "gauge", labels, description))
-        return Gauge(f"streamrec_{name}", description, labels, registry=self.registry)
-
-    def _histogram(self, name: str, description: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
-        self.described.append(MetricInfo(f"streamrec_{name}", "histogram", labels, description))
-        return Histogram(f"streamrec_{name}", description, labels, registry=self.registry, buckets=buckets)
 
 
 class StageTimer:

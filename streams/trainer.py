@@ -1,0 +1,365 @@
+"""The trainer process: reads `feedback`, lets a learner learn from it, and releases what the learner found better.
+
+Owns connections, the order of what is made durable, and who may release. What is learned and what is better, the
+learner says (`streams.learning_port`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener
+from aiokafka.errors import KafkaError
+
+from models.domain.catalogue import content_hash, content_text
+from models.domain.errors import EventDecodeError, RecommenderError
+from models.domain.events import EventContract, Item
+from models.domain.feedback import Feedback, Record, decode_feedback
+from models.domain.ports import TextEncoder
+from streams.health import HealthServer
+from streams.kafka.admin import TopicError, describe_topics
+from streams.kafka.broadcast import BroadcastReader
+from streams.kafka.connection import KafkaConnection
+from streams.kafka.publisher import Publisher
+from streams.kafka.record_headers import accept_any_header_name
+from streams.kafka.single_owner import SingleOwnerAssignor
+from streams.learning_port import OnlineLearner, Round
+from streams.registry import Registry, RegistryError
+from streams.releases import ReleaseLog
+from streams.settings import Settings
+from streams.topics import LARGEST_MESSAGE_BYTES, TopicNames, topic_specs
+from streams.trainer_metrics import TrainerMetrics
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+POLL_MS = 200
+# A poll's records: their features are some 20 KB each.
+RECORDS_PER_POLL = 500
+# Records are on disk, and their offsets committed, at the latest after this time: what a crash reads again.
+FLUSH_SECONDS = 10.0
+# A round may fit a first model on a long buffer; the group must not take the partitions away meanwhile.
+LONGEST_ROUND_MS = 3_600_000
+# Texts encoded in one call; a large catalogue takes minutes and must be heard to stop.
+ENCODE_BATCH = 64
+ADOPT_ATTEMPTS = 5
+
+
+class TrainerError(RecommenderError):
+    """A trainer that cannot go on; its supervisor should start it again."""
+
+
+class Trainer:
+    """One trainer process. `run` returns when `stop` is set. Raises: RecommenderError when it cannot go on.
+
+    Args:
+        bundle: what workers serve while nothing was released.
+        text_encoder: the one whose embeddings the bundles know.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        learner: OnlineLearner,
+        text_encoder: TextEncoder,
+        bundle: Path,
+        stop: asyncio.Event,
+    ) -> None:
+        self.settings, self.learner, self.text_encoder, self.bundle, self.stop = (
+            settings,
+            learner,
+            text_encoder,
+            bundle,
+            stop,
+        )
+        self.names = TopicNames(settings.topic_prefix)
+        self.connection = KafkaConnection.from_settings(settings)
+        self.contract = EventContract(settings.interaction_strengths)
+        self.metrics = TrainerMetrics()
+        self.registry = Registry(settings.registry_url)
+        self.publisher = Publisher(self.connection, client_id="streamrec-trainer")
+        self.releases = ReleaseLog(self.connection, self.names.models, self.publisher)
+        # One thread: the learner, the text encoder and the registry are used one after the other.
+        self.executor = ThreadPoolExecutor(1, thread_name_prefix="trainer")
+        self.failure: BaseException | None = None
+        self.ready = False
+        self.leads = False
+        self._items: dict[str, Item] = {}
+        """Items whose text is to be encoded."""
+        self._hashes: dict[str, str] = {}
+        self._champion = ""
+        self._flushed = self._rounded = time.monotonic()
+        self._unflushed = 0
+        self._changed = asyncio.Event()
+        """A release that is not ours came."""
+        self._items_reader = BroadcastReader(self.names.items, self.connection, self._on_items)
+        self._releases_reader = BroadcastReader(self.names.models, self.connection, self._on_releases)
+        self.health = HealthServer(
+            self.metrics,
+            host=settings.metrics_host,
+            port=settings.trainer_metrics_port,
+            readiness={"started": self._check_started},
+            liveness=lambda: None if self.failure is None else str(self.failure),
+        )
+
+    async def run(self) -> None:
+        readers = [self._items_reader, self._releases_reader]
+        await self.health.start()
+        try:
+            await self._check_topics()
+            await self.publisher.start()
+            for reader in readers:
+                reader.start()
+            for reader in readers:
+                await reader.caught_up()
+            await self._adopt_champion()
+            await self._declare()
+            await self._consume()
+        finally:
+            self.ready = False
+            await asyncio.gather(*(reader.stop() for reader in readers), self.publisher.stop(), return_exceptions=True)
+            self.executor.shutdown(wait=True, cancel_futures=True)
+            await self.health.stop()
+
+    # the road of a record ---------------------------------------------------------------------------------------------
+
+    async def _consume(self) -> None:
+        accept_any_header_name()
+        settings = self.settings
+        consumer: AIOKafkaConsumer[bytes | None, bytes | None] = AIOKafkaConsumer(
+            **self.connection.client_options("streamrec-trainer"),
+            group_id=f"{settings.consumer_group}.trainer",
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            isolation_level="read_committed",
+            max_partition_fetch_bytes=LARGEST_MESSAGE_BYTES,
+            session_timeout_ms=int(settings.kafka_session_timeout_seconds * 1_000),
+            heartbeat_interval_ms=int(settings.kafka_heartbeat_interval_seconds * 1_000),
+            max_poll_interval_ms=LONGEST_ROUND_MS,
+            partition_assignment_strategy=[SingleOwnerAssignor()],
+        )
+        consumer.subscribe([self.names.feedback], listener=_Listener(self))
+        await consumer.start()
+        try:
+            self.ready = True
+            while not self.stop.is_set():
+                self._raise_if_reader_ended()
+                batches = await consumer.getmany(timeout_ms=POLL_MS, max_records=RECORDS_PER_POLL)
+                await self._take([record for batch in batches.values() for record in batch])
+                if self._changed.is_set():
+                    await self._adopt_champion()
+                await self._declare()
+                if self._due():
+                    await self._round(consumer)
+                elif self._unflushed and time.monotonic() - self._flushed > FLUSH_SECONDS:
+                    await self._flush(consumer)
+                self._observe(consumer)
+            await self._flush(consumer)
+        finally:
+            await consumer.stop()
+
+    async def _take(self, records: Sequence[Any]) -> None:
+        if not records:
+            return
+        taken: list[Record] = []
+        bad = 0
+        for record in records:
+            try:
+                taken.append(decode_feedback(record.value or b""))
+            except EventDecodeError as error:
+                bad += 1
+                log.warning("%s/%d offset %d is no feedback: %s", record.topic, record.partition, record.offset, error)
+        texts = await self._encode(dict.fromkeys(one.text for one in taken if isinstance(one, Feedback) and one.text))
+        new = await self._in_thread(self.learner.append, taken, texts)
+        self._unflushed += len(records)
+        self.metrics.count_records(taken=new, repeated=len(taken) - new, bad=bad)
+
+    async def _flush(self, consumer: Any) -> None:
+        """On disk first, then committed: a crash between the two reads again what is known already."""
+        await self._in_thread(self.learner.flush)
+        if self._unflushed and consumer.assignment():
+            try:
+                await consumer.commit()
+            except KafkaError as error:
+                # The group gave the partitions to another trainer, which reads these records as well.
+                log.warning("offsets of the trainer are not committed: %r", error)
+        self._flushed, self._unflushed = time.monotonic(), 0
+
+    def _due(self) -> bool:
+        settings, waiting = self.settings, self.learner.waiting
+        late = time.monotonic() - self._rounded > settings.trainer_round_seconds
+        return self.leads and (waiting >= settings.trainer_round_records or (late and waiting > 0))
+
+    # rounds and releases ----------------------------------------------------------------------------------------------
+
+    async def _round(self, consumer: Any) -> None:
+        await self._flush(consumer)
+        started = time.monotonic()
+        done: Round = await self._in_thread(self.learner.round)
+        self._rounded = time.monotonic()
+        self.metrics.observe_round(done.decision, self._rounded - started, done.figures)
+        log.info("round: %s", done.decision, extra={"reason": done.reason, **done.figures})
+        if done.decision in ("first", "promote"):
+            await self._promote(consumer, done)
+        elif done.decision == "rollback":
+            await self._roll_back(consumer, done)
+
+    async def _promote(self, consumer: Any, done: Round) -> None:
+        folder = Path(tempfile.mkdtemp(prefix="challenger-", dir=self.settings.data_dir))
+        try:
+            bundle = await self._in_thread(self.learner.write, folder / "bundle")
+            version = await self._in_thread(self.registry.publish, bundle)
+            if not await self._still_leads(consumer):
+                return
+            await self.releases.promote(
+                version,
+                manifest=self.registry.manifest(version),
+                by="trainer",
+                reason=done.reason,
+                figures=done.figures,
+            )
+            await self._in_thread(self.learner.promoted, bundle)
+            self._now_champion(version)
+        except (RegistryError, RecommenderError) as error:
+            # The champion stays; the next round decides again.
+            self.metrics.count_failure("promote")
+            log.error("the challenger could not be released: %s", error)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    async def _roll_back(self, consumer: Any, done: Round) -> None:
+        try:
+            if not await self._still_leads(consumer):
+                return
+            release = await self.releases.roll_back(by="trainer", reason=done.reason)
+            log.warning("rolled back to %s: %s", release.version, done.reason)
+            self._changed.set()
+        except RecommenderError as error:
+            self.metrics.count_failure("rollback")
+            log.error("the champion could not be rolled back: %s", error)
+
+    async def _still_leads(self, consumer: Any) -> bool:
+        """Whether the group still counts on this trainer: a commit of one that was replaced is refused."""
+        try:
+            await consumer.commit()
+        except KafkaError as error:
+            log.warning("another trainer has taken over, nothing is released: %r", error)
+            return False
+        return self.leads
+
+    async def _adopt_champion(self) -> None:
+        """Let the learner start from what is champion now: the newest release, else the bundle of the settings."""
+        self._changed.clear()
+        champion = self.releases.champion
+        version = "" if champion is None else champion.version
+        if champion is None:
+            published = await self._in_thread(self.registry.publish, self.bundle)
+            await self._in_thread(self.learner.adopt, self.bundle)
+            version = published
+        elif version != self._champion:
+            into = self.settings.data_dir / "bundles"
+            for attempt in range(ADOPT_ATTEMPTS):
+                try:
+                    path = await self._in_thread(partial(self.registry.fetch, version, into, training=True))
+                    await self._in_thread(self.learner.adopt, path)
+                    break
+                except RegistryError as error:
+                    if attempt + 1 == ADOPT_ATTEMPTS:
+                        raise TrainerError(f"the champion {version} cannot be had: {error}") from error
+                    await asyncio.sleep(2.0**attempt)
+        self._now_champion(version)
+
+    def _now_champion(self, version: str) -> None:
+        self._champion = version
+        champion = self.releases.champion
+        since = champion.at_ms / 1_000 if champion is not None else time.time()
+        self.metrics.set_champion(version, since)
+
+    # catalogue and releases as they come ------------------------------------------------------------------------------
+
+    async def _on_items(self, records: Sequence[Any]) -> None:
+        for record in records:
+            if record.value is None:
+                continue  # an item that is gone keeps what was learned of it; nobody recommends it
+            try:
+                item = self.contract.decode_item(record.value)
+            except EventDecodeError:
+                continue  # its owner makes the dead letter
+            self._items[str(item.item_id)] = item
+
+    async def _declare(self) -> None:
+        """Encode the texts of items that came or changed and tell the learner of them."""
+        while self._items and not self.stop.is_set():
+            batch = [self._items.pop(item_id) for item_id in list(self._items)[:ENCODE_BATCH]]
+            new = [item for item in batch if self._hashes.get(str(item.item_id)) != content_hash(item)]
+            if not new:
+                continue
+            vectors = await self._in_thread(self.text_encoder.encode_many, [content_text(item) for item in new])
+            await self._in_thread(self.learner.declare, [str(item.item_id) for item in new], vectors)
+            self._hashes |= {str(item.item_id): content_hash(item) for item in new}
+
+    async def _on_releases(self, records: Sequence[Any]) -> None:
+        if self.releases.read(records) and self.ready:
+            champion = self.releases.champion
+            if champion is not None and champion.version != self._champion:
+                self._changed.set()
+
+    # parts ------------------------------------------------------------------------------------------------------------
+
+    async def _encode(self, texts: Iterable[str]) -> dict[str, Any]:
+        wanted = list(texts)
+        found: dict[str, Any] = {}
+        for start in range(0, len(wanted), ENCODE_BATCH):
+            batch = wanted[start : start + ENCODE_BATCH]
+            found |= zip(batch, await self._in_thread(self.text_encoder.encode_many, batch), strict=True)
+        return found
+
+    async def _in_thread(self, work: Callable[..., T], *arguments: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self.executor, partial(work, *arguments))
+
+    async def _check_topics(self) -> None:
+        needed = {self.names.feedback, self.names.models, self.names.items}
+        report = await describe_topics(self.connection, topic_specs(self.names))
+        if missing := sorted(needed & set(report.missing)):
+            raise TopicError(
+                f"topics {', '.join(missing)} do not exist: run `streamrec topics create`", topic=missing[0]
+            )
+
+    def _observe(self, consumer: Any) -> None:
+        self.metrics.set_buffer(*self.learner.buffered)
+        self.metrics.set_leads(self.leads)
+        lag = 0
+        for partition in consumer.assignment():
+            end, position = consumer.highwater(partition), consumer.last_stable_offset(partition)
+            if end is not None and position is not None:
+                lag += max(0, end - position)
+        self.metrics.set_lag(lag)
+
+    def _raise_if_reader_ended(self) -> None:
+        for reader in (self._items_reader, self._releases_reader):
+            if reader.failure is not None:
+                raise TrainerError(f"{reader.topic} cannot be read: {reader.failure}") from reader.failure
+
+    async def _check_started(self) -> str | None:
+        return None if self.ready else "catching up with items and releases, or waiting for the group"
+
+
+class _Listener(ConsumerRebalanceListener):
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+
+    async def on_partitions_revoked(self, revoked: Iterable[Any]) -> None:
+        self._trainer.leads = False
+
+    async def on_partitions_assigned(self, assigned: Iterable[Any]) -> None:
+        self._trainer.leads = bool(list(assigned))
+        log.info("this trainer %s", "leads" if self._trainer.leads else "stands by")

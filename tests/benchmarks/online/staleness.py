@@ -1,0 +1,144 @@
+"""What staleness costs: weights refreshed and states updated at intervals of event time, on the last 20% of a log.
+
+Every row starts from the same training on the first 80% and plays the same events; a row is a child process, so that
+none inherits what another learned.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from models.domain.evaluation import hit, ndcg
+from models.domain.events import MAX_LIST_LENGTH, Event, EventContract, Interaction
+from models.domain.protocol import Player, scored_from
+from streams.cli.lines import BadLines
+from streams.cli.replaying import prepare, read_events, read_items
+from streams.cli.training import make_training
+from streams.settings import Settings
+
+MINUTE_MS = 60_000
+HOUR_MS, DAY_MS = 60 * MINUTE_MS, 24 * 60 * MINUTE_MS
+WEIGHTS = {"never": None, "daily": DAY_MS, "hourly": HOUR_MS, "per minute": MINUTE_MS}
+STATES = {"per event": 0, "per minute": MINUTE_MS, "per hour": HOUR_MS}
+LISTED = 10
+
+
+def sweep(
+    settings: Settings, events_path: Path, items_path: Path, *, seed: int, report: Callable[[str], None]
+) -> list[dict[str, Any]]:
+    """One row for each pair of intervals: nDCG@10, HR@10 and how often weights were refreshed."""
+    contract = EventContract(settings.interaction_strengths)
+    events = read_events(events_path, contract, BadLines(events_path))
+    items, _ = read_items(items_path, contract)
+    prepared = prepare(settings, contract, events, items)
+    learner = make_training(events, prepared, seed=seed, report=report)
+    player, start = Player(prepared.pipeline, events, prepared.texts), scored_from(events)
+    learner.fit(player, start)
+    for _ in player.play_to(start):
+        pass
+    player.options = player.options._replace(examples=True)
+    rows = []
+    for weights_name, weights_ms in WEIGHTS.items():
+        for state_name, state_ms in STATES.items():
+            found = _in_child(lambda w=weights_ms, s=state_ms: _play(learner, player, start, w, s))
+            rows.append({"weights_refresh": weights_name, "state_update": state_name, "seed": seed, **found})
+            report(f"weights {weights_name}, states {state_name}: nDCG@10 {found['ndcg_at_10']:.4f}")
+    return rows
+
+
+def _play(learner: Any, player: Player, start: int, weights_ms: int | None, state_ms: int) -> dict[str, Any]:
+    events, catalogue = player.events, player.pipeline.catalogue
+    touched = {user: set(state.seen) for user, state in player.states.items()}
+    waiting: dict[str, list[str]] = {}
+    """Items of events that are not folded yet, by user: no list would hold them again."""
+    folded = learned = start
+    places: list[int] = []
+    refreshes = 0
+    for at in range(start, len(events)):
+        event, now_ms = events[at], events[at].event_time_ms
+        if _passed(events, folded, at, state_ms):
+            player.play(events[folded:at], folded)
+            folded = at
+            waiting.clear()
+        if weights_ms is not None and folded > learned and _passed(events, learned, at, weights_ms):
+            learner.learn(player, learned, folded)
+            learned = folded
+            refreshes += 1
+        if not isinstance(event, Interaction):
+            continue
+        user = str(event.user_id)
+        item = catalogue.intern(str(event.item_id))
+        seen, held = touched.setdefault(user, set()), waiting.setdefault(user, [])
+        if catalogue.known[item] and catalogue.hashes[item] not in seen:
+            asked = player.ask(user, now_ms, min(MAX_LIST_LENGTH, LISTED + len(held)))
+            listed = [item_id for item_id in asked if item_id not in held][:LISTED]
+            places.append(listed.index(str(event.item_id)) + 1 if str(event.item_id) in listed else 0)
+        seen.add(catalogue.hashes[item])
+        catalogue.touch(item)
+        held.append(str(event.item_id))
+    return {
+        "ndcg_at_10": float(np.mean([ndcg(place) for place in places])),
+        "hr_at_10": float(np.mean([hit(place) for place in places])),
+        "scored": len(places),
+        "refreshes": refreshes,
+    }
+
+
+def _passed(events: list[Event] | Any, since: int, at: int, interval_ms: int) -> bool:
+    """Whether an interval of event time ended between events `since` and `at`; with none, every event ends one."""
+    if since >= at:
+        return False
+    if not interval_ms:
+        return True
+    return bool(events[since].event_time_ms // interval_ms != events[at].event_time_ms // interval_ms)
+
+
+def _in_child(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Run in a forked child, which leaves this process as it is."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.close(reading)
+            with os.fdopen(writing, "wb") as out:
+                out.write(msgspec.json.encode(work()))
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc(file=sys.stderr)
+            os._exit(1)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as answer:
+        data = answer.read()
+    _, status = os.waitpid(child, 0)
+    if status != 0:
+        raise RuntimeError(f"a row's process ended with status {status}")
+    return msgspec.json.decode(data)
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown, weights down, states across."""
+
+    def cell(weights: str, state: str) -> str:
+        return next(
+            f"{r['ndcg_at_10']:.4f}" for r in rows if (r["weights_refresh"], r["state_update"]) == (weights, state)
+        )
+
+    lines = ["| weights refreshed | " + " | ".join(f"states {name}" for name in STATES) + " |", "|---" * 4 + "|"]
+    return "\n".join([*lines, *(f"| {w} | " + " | ".join(cell(w, s) for s in STATES) + " |" for w in WEIGHTS)])
+
+
+def lines_of(rows: list[dict[str, Any]]) -> Iterator[tuple[str, list[float]]]:
+    """For a plot: one line for each interval of states, over the intervals of weights."""
+    for state in STATES:
+        yield (
+            state,
+            [r["ndcg_at_10"] for w in WEIGHTS for r in rows if (r["weights_refresh"], r["state_update"]) == (w, state)],
+        )
