@@ -220,6 +220,19 @@ class Settings(BaseSettings):
         le=1,
     )
 
+    trainer_round_records: int = _setting(
+        1_000, "Trainer", "Records of feedback after which challenger and champion are compared.", ge=50, le=1_000_000
+    )
+    trainer_round_seconds: float = _setting(
+        600, "Trainer", "Time after which they are compared with however many records there are.", ge=1
+    )
+    replay_records: int = _setting(
+        200_000, "Trainer", "Records kept on disk to learn from again.", ge=1_000, le=100_000_000
+    )
+    trainer_metrics_port: int = _setting(
+        9465, "Trainer", "Port for the trainer's `/metrics` and probes; 0 = any free one.", ge=0, le=65_535
+    )
+
     chunk_size: int = _setting(512, "Worker", "Largest number of events processed together.", ge=1, le=10_000)
     user_cache_size: int = _setting(50_000, "Worker", "User states kept in memory.", ge=0, le=10_000_000)
     partition_stall_seconds: float = _setting(

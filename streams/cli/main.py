@@ -33,6 +33,7 @@ class LazyCommand(NamedTuple):
 COMMANDS: Mapping[str, LazyCommand] = {
     "demo": LazyCommand("streams.cli.demo", "Run everything on this machine over MovieLens-100K."),
     "worker": LazyCommand("streams.cli.worker", "Consume events and publish lists."),
+    "trainer": LazyCommand("streams.cli.trainer", "Learn from feedback and release better models."),
     "store": LazyCommand("streams.cli.store", "Serve the embedded index on a Unix socket."),
     "topics": LazyCommand("streams.cli.topics", "Create the topics."),
     "publish": LazyCommand("streams.cli.publish", "Publish events or items from a JSON Lines file."),
