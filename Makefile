@@ -18,7 +18,7 @@ CHECK_PYTHON = $(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None
 	"streamrec needs Python 3.11 to 3.13, and $(PYTHON) is %d.%d: make PYTHON=python3.11 ..." % v)' \
 	|| { echo "error: no fitting Python: make PYTHON=/path/to/python3.11 ..." >&2; exit 1; }
 
-.PHONY: help install demo test lint types check-imports format bench quality peers train-test kafka lock clean
+.PHONY: help install demo test lint types check-imports format bench quality peers online train-test kafka lock clean
 
 help: ## This list.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -85,6 +85,9 @@ quality: .venv-train/installed .venv-peers/installed ## Our figures beside tuned
 
 peers: .venv-peers/installed ## The peers' rows that are not there yet (hours; interrupted, it goes on where it was).
 	@.venv-peers/bin/python -m tests.benchmarks.quality --data $(DATA) all --systems peers
+
+online: .venv-train/installed ## Online learning over Kafka: frozen and learning workers, a shift, staleness, switches (an hour; JSON=FILE).
+	@.venv-train/bin/python -m tests.benchmarks.online --json $(or $(JSON),benchmark-results/online.json)
 
 train-test: .venv-train/installed ## The tests that need torch, in an environment of their own.
 	@.venv-train/bin/python -m pytest -m train
