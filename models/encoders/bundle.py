@@ -91,7 +91,7 @@ def load_bundle(
     """
     manifest = read_manifest(path)
     _check_fit(path, manifest, features, dimension, state_size)
-    files = read_files(path, manifest)
+    files = read_files(path, manifest, manifest.files())
     try:
         bundle = _open(manifest, files, providers, threads, text_cache_size)
         _check_parity(path, bundle.user_encoder)
