@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -292,6 +293,37 @@ class EncoderTrainer:
             "generator": self._rng.bit_generator.state,
         }
         write_checkpoint(directory, tensors, state)
+
+    @classmethod
+    def of(
+        cls,
+        config: EncoderConfig,
+        weights: EncoderWeights,
+        trained: npt.NDArray[np.bool_],
+        cold_offset: float,
+        *,
+        seed: int,
+    ) -> EncoderTrainer:
+        """A trainer as it stands when a fit has just ended with these served weights.
+
+        Args:
+            trained: bool[N], items that a training event named.
+        """
+        network = EncoderNetwork.of(weights)
+        trainer = cls(
+            replace(config, network=replace(network.config, dropout=config.network.dropout)),
+            items=len(weights.item_id),
+            kinds=len(weights.kind),
+            text_dimension=len(weights.projection),
+            seed=seed,
+        )
+        trainer._load({name: parameter.detach() for name, parameter in network.named_parameters()})
+        trainer.network.text_bias.copy_(network.text_bias)
+        trainer.network.eval()
+        trainer.trained = trained.copy()
+        trainer.cold_bias, trainer.cold_offset = float(weights.cold_bias), cold_offset
+        trainer._average = WeightAverage(trainer.network, config.online_average, early=False)
+        return trainer
 
     @classmethod
     def load(cls, directory: Path, config: EncoderConfig) -> EncoderTrainer:
