@@ -83,7 +83,7 @@ FEATURES: tuple[str, ...] = BASE_FEATURES + LEARNED_FEATURES
 BASE_COUNT, FEATURE_COUNT = len(BASE_FEATURES), len(FEATURES)
 # log(chance + 1e-3) of a candidate is never zero; a place without a candidate is all zeros.
 PRESENCE = FEATURES.index("passed_chance")
-# What the encoder says of a candidate; all others are the stream's. `score_by_encoder` and `place_by_encoder` fill them.
+# What the encoder says of a candidate (`score_by_encoder`, `place_by_encoder`); all others are the stream's.
 ENCODER_FEATURES: tuple[str, ...] = (
     "encoder_score",
     "encoder_softmax",

@@ -116,8 +116,12 @@ class EncoderTrainer:
         report.seconds = time.monotonic() - started
         return report
 
-    def update(self, log: TrainingLog, start: int, end: int) -> None:
-        """Learn from events [start, end), which were foreseen already, mixed with replayed older ones."""
+    def update(self, log: TrainingLog, start: int, end: int) -> float:
+        """Learn from events [start, end), which were foreseen already, mixed with replayed older ones.
+
+        Returns: mean loss of the first pass, nats; NaN where there was nothing to foresee.
+        """
+        losses = []
         config = self.config
         self.grow(log)
         self._meet(log, start, end)
@@ -131,7 +135,9 @@ class EncoderTrainer:
                 drawn = self._rng.permutation(len(old))[: int(config.online_replay * len(new))]
                 mixed = Chunks(*(np.concatenate(pair) for pair in zip(new, old.take(drawn), strict=True)))
                 mixed = mixed.take(self._rng.permutation(len(mixed)))
-                self._pass(log, past, mixed, config.online_batch, self._online, self._average, lambda _: 1.0)
+                loss = self._pass(log, past, mixed, config.online_batch, self._online, self._average, lambda _: 1.0)
+                losses.append(loss)
+        return losses[0]
 
     def choose_cold_offset(self, log: TrainingLog, start: int, end: int, *, allowed_loss: float = 0.005) -> float:
         """Take the largest offset for items without events that costs at most this share of nDCG on [start, end).

@@ -158,8 +158,20 @@ class EventRows:
 
     def log(self, item_text: F32, event_text: F32, kinds: Sequence[str]) -> TrainingLog:
         """Views of the columns: valid until the next event."""
-        columns = (getattr(self, name)[: self._count] for name in self.COLUMNS)
-        return TrainingLog(*columns, item_text, event_text, tuple(kinds))
+        end = self._count
+        return TrainingLog(
+            user=self.user[:end],
+            item=self.item[:end],
+            kind=self.kind[:end],
+            strength=self.strength[:end],
+            value=self.value[:end],
+            time_ms=self.time_ms[:end],
+            text=self.text[:end],
+            target=self.target[:end],
+            item_text=item_text,
+            event_text=event_text,
+            kinds=tuple(kinds),
+        )
 
     def _user(self, user_id: str) -> int:
         return self._users.setdefault(user_id, len(self._users))

@@ -114,6 +114,21 @@ class RankerTrainer:
             self.served.load_state_dict(kept)
         return best
 
+    def fit_latest(self, lists: Lists, latest: int) -> RankerFit | None:
+        """Choose how long to train by the lists from row `latest` on, then fit anew on all of them for as long.
+
+        Returns: how the first of both fits ended; None where there are no rows on one side.
+        """
+        config, rows = self.config, np.arange(len(lists.at))
+        updates = min(config.updates, max(config.first_check, config.passes * len(rows) // config.batch))
+        chosen = None
+        if 0 < latest < len(rows):
+            chosen = self.fit(lists, rows[:latest], updates=updates, validation=rows[latest:])
+            updates = chosen.updates
+        # Anew on everything: what was held back is the latest, and the latest tells most of what comes next.
+        self.fit(lists, rows, updates=updates)
+        return chosen
+
     def update(self, lists: Lists, new: npt.NDArray[np.int64], old: npt.NDArray[np.int64]) -> None:
         """One pass over new lists, mixed with replayed ones."""
         if not len(new):

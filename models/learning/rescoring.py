@@ -41,6 +41,9 @@ class ServedLists(NamedTuple):
     size: npt.NDArray[np.int32]
     chosen: npt.NDArray[np.int32]
 
+    def take(self, rows: npt.NDArray[np.bool_]) -> ServedLists:
+        return ServedLists(self.row[rows], self.item[rows], self.features[rows], self.size[rows], self.chosen[rows])
+
     def lists(self) -> Lists:
         return Lists(self.row, self.features, self.size, self.chosen)
 
