@@ -337,6 +337,13 @@ class EncoderTrainer:
         tensors, state = read_checkpoint(directory)
         items, kinds = len(tensors["raw.item_id"]), len(tensors["raw.kind"])
         text_dimension = tensors["raw.projection.weight"].shape[1]
+        network = replace(
+            config.network,
+            width=tensors["raw.kind"].shape[1],
+            state=len(tensors["raw.recurrent"]),
+            hidden=len(tensors["raw.hidden.bias"]),
+        )
+        config = replace(config, network=network)
         trainer = cls(config, items=items, kinds=kinds, text_dimension=text_dimension, seed=state["seed"])
         trainer._load({name.removeprefix("raw."): each for name, each in tensors.items() if name.startswith("raw.")})
         trainer.trained = tensors["trained"].numpy()

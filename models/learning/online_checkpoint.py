@@ -1,4 +1,4 @@
-"""Keeps an online trainer on disk: a directory a round, written whole, then renamed; killed anywhere, the last one holds.
+"""Keeps an online trainer on disk: a directory a save, written whole, then renamed, so that a kill leaves the last.
 
 Past lists, by far the most of it, are written once, in a file a save, and read again from all files that still count.
 No pickle.
@@ -98,7 +98,7 @@ class SavedLists:
             arrays = load_file(directory / name)
             part = Lists(arrays["at"], arrays["features"], arrays["size"], arrays["chosen"])
             if skipped > 0:
-                part = Lists(*(axis[skipped:] for axis in (part.at, part.features, part.size, part.chosen)))
+                part = Lists(part.at[skipped:], part.features[skipped:], part.size[skipped:], part.chosen[skipped:])
                 skipped = 0
             lists.extend(part)
         lists.appended = self.appended
@@ -107,10 +107,7 @@ class SavedLists:
 def write_challenger(directory: Path, challenger: Challenger) -> dict[str, Any]:
     """Returns: what of it fits into JSON."""
     challenger.encoders.save(directory)
-    tensors = {name: each.numpy() for name, each in challenger.rankers.tensors().items()}
-    save_file(
-        {name: np.ascontiguousarray(each).reshape(each.shape) for name, each in tensors.items()}, directory / _RANKER
-    )
+    save_file({name: each.numpy() for name, each in challenger.rankers.tensors().items()}, directory / _RANKER)
     return {
         "kinds": challenger.kinds,
         "candidates": challenger.candidates,
