@@ -36,6 +36,7 @@ from models.learning.encoder_weights import F32, EncoderWeights
 
 NAME = "learned"
 RECIPE = "learned recipe 2"
+TRAINING = "training.safetensors"
 
 
 def build_learned(
@@ -52,6 +53,7 @@ def build_learned(
     source_weights: Sequence[float] | None = None,
     value_scale: float | None = None,
     review_value: bytes | None = None,
+    training: bytes | None = None,
     metrics: Mapping[str, float] | None = None,
     keep_same: bool = False,
 ) -> Path:
@@ -65,6 +67,7 @@ def build_learned(
         kinds: the training log's, the empty name first.
         candidates, source_weights, value_scale: see `RankerSpec` and `Manifest`.
         review_value: graph of the head that reads values from texts; None leaves it out.
+        training: what a trainer goes on from (`models.learning.training_state`); not part of the version.
         metrics: figures for people and for the gate; they do not change the version.
         keep_same: see `write_bundle`.
     Returns: `out`.
@@ -91,6 +94,8 @@ def build_learned(
     }
     if review_value is not None:
         files[REVIEW_VALUE_GRAPH] = review_value
+    if training is not None:
+        files[TRAINING] = training
     draft = Manifest(
         schema_version=MANIFEST_SCHEMA,
         name=NAME,
@@ -113,6 +118,7 @@ def build_learned(
         checksums={name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
         item_table=table,
         review_value=None if review_value is None else REVIEW_VALUE_GRAPH,
+        training=None if training is None else TRAINING,
         value_scale=value_scale,
         metrics=dict(metrics or {}),
     )

@@ -22,6 +22,7 @@ STAGES = (
     "user_encode",
     "retrieve",
     "rank",
+    "feedback",
     "delta",
     "upsert",
     "publish",

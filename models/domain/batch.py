@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.domain.events import DEFAULT_LIST_LENGTH, Event, Request
+from models.domain.feedback import Record
 from models.domain.ports import NO_VALUE
 from models.domain.state import UserState
 from models.domain.statistics import Touches
@@ -51,6 +52,11 @@ class PipelineOptions(NamedTuple):
     """False folds with outputs muted (rebuild)."""
     examples: bool = False
     """True keeps what a ranker learns from."""
+    feedback: bool = False
+    """True tells of every interaction folded what led to it. What is served stays the same to the bit."""
+    candidates_share: float = 1.0
+    """Share of asked lists (by hash of the event id) whose candidates travel with the feedback. Above 0, every feature
+    of every list is computed and habits are kept, also where the served ranker reads none of that."""
 
     def share(self, value: float | None) -> float:
         """The value as a share of its scale, 0 to 1; NO_VALUE where there is none."""
@@ -104,6 +110,13 @@ class Examples(NamedTuple):
     reachable: int
 
 
+class Told(NamedTuple):
+    """What a trainer is told of the record at `position`."""
+
+    position: int
+    record: Record
+
+
 class BatchResult:
     """What a batch leads to."""
 
@@ -125,6 +138,8 @@ class BatchResult:
         self.touch_positions: list[int] = []
         """The records that entered the statistics, in the order of `touches`."""
         self.examples: list[Examples] = []
+        self.feedback: list[Told] = []
+        """In the order of the records."""
         self.weights: npt.NDArray[np.float64] | None = None
         self.squares: npt.NDArray[np.float64] | None = None
         """How far the adaptive weights and their squared gradients moved; None for a ranker with weights of its own."""

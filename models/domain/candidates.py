@@ -15,7 +15,8 @@ from numba import njit
 from models.domain.heaps import push, sort_heap
 from models.domain.statistics import FOLLOW_WINDOW
 
-# In the order in which they are asked; the name of the source is published with each item.
+# In the order in which they are asked; the name of the source is published with each item. States keep places of this
+# tuple: after a change, the last few lists of before it are told with wrong sources.
 SOURCES: tuple[str, ...] = (
     "covisitation",
     "encoder",
@@ -62,7 +63,7 @@ class Query(NamedTuple):
     last_ms: npt.NDArray[np.int64]
     """int64[L], the user's event before, -1 = none."""
     recent: npt.NDArray[np.int32]
-    """int32[L, LEARNED_QUERY_WINDOW], latest distinct items first, -1 padded."""
+    """int32[L, QUERY_WINDOW or LEARNED_QUERY_WINDOW], latest distinct items first, -1 padded."""
     liked: npt.NDArray[np.bool_]
     """bool[L, LEARNED_QUERY_WINDOW], whether the user spoke well of the item."""
     history: npt.NDArray[np.float32]

@@ -103,13 +103,17 @@ def decode_feedback(data: bytes) -> Record:
     return record
 
 
+_LARGEST = float(np.finfo(np.float16).max)
+
+
 # Not compressed: zlib's quickest level takes a list to six tenths for 340 us, a third of a list's whole cost.
 def pack_features(features: npt.NDArray[np.floating]) -> bytes:
     """
     Args:
-        features: [K, F]; half precision keeps three digits of a logarithm.
+        features: [K, F]; half precision keeps three digits of a logarithm. An inner product of huge vectors is cut to
+            its range.
     """
-    return np.ascontiguousarray(features, np.float16).tobytes()
+    return np.clip(features, -_LARGEST, _LARGEST).astype(np.float16).tobytes()
 
 
 def unpack_features(data: bytes, candidates: int) -> npt.NDArray[np.float16]:

@@ -105,7 +105,7 @@ class Player:
     ) -> None:
         self.pipeline, self.events, self.progress = pipeline, events, progress
         self.texts = texts or {}
-        self.options = pipeline.options._replace(asked_share=1.0)
+        self.options = pipeline.options._replace(asked_share=1.0, feedback=False)
         self.states: dict[str, UserState] = {}
         self.played = 0
         """Events of the log played so far."""

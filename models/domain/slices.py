@@ -17,17 +17,18 @@ from models.domain.batch import (
     FOLDED,
     REPLAYED,
     BatchResult,
-    Examples,
     Incoming,
     PipelineOptions,
     Published,
     Score,
+    Told,
 )
-from models.domain.candidates import COVISITATION, LEARNED_QUERY_WINDOW, SOURCES, Lists, Query, new_lists
+from models.domain.candidates import COVISITATION, LEARNED_QUERY_WINDOW, QUERY_WINDOW, SOURCES, Lists, Query, new_lists
 from models.domain.events import (
     Event,
     Forget,
     Hide,
+    Impression,
     Interaction,
     Recommendation,
     RecommendedItem,
@@ -35,13 +36,16 @@ from models.domain.events import (
     Search,
     encoded_text,
 )
-from models.domain.features import BASE_COUNT
+from models.domain.examples import AskedList, candidates_of, examples_of
+from models.domain.features import BASE_COUNT, FEATURE_COUNT
+from models.domain.feedback import FEEDBACK_VERSION, Feedback, Forgotten
 from models.domain.gate import admit
 from models.domain.habits import People, habits_of, people_of
 from models.domain.ports import F32, NO_VALUE
 from models.domain.ranking import AdaptiveWeights, Timeline
 from models.domain.read_values import read_values
 from models.domain.reasons import because_of, of_source
+from models.domain.shown import Entry, Exposures, NamedBy, told
 from models.domain.state import Recent, UserState, event_hash
 from models.domain.statistics import PAIR_WINDOW, Touches
 
@@ -57,7 +61,7 @@ HIDE_STRENGTH = -2.0
 STRONG_LIKING = 0.6
 # Items of the catalogue that may fill a short list; a user who has seen all of them is served by the other sources.
 NEWEST = 256
-_ASK_SCALE = float(2**63)
+_HASHES = float(2**63)
 
 
 class _Row(NamedTuple):
@@ -74,6 +78,7 @@ class _Row(NamedTuple):
     history: int
     length: int
     sequence: int = 0
+    recommendation_id: str = ""
     interactions: Sequence[Recent] = ()
     """What the user had done by then."""
     target: int = -1
@@ -87,10 +92,36 @@ class _Choice(NamedTuple):
     item: int
     cold: bool
     asked_row: int
+    asked_fresh: bool
     published_row: int
     """Row of the user's list published earlier in this slice, -1 = the stored one."""
     stored_items: tuple[str, ...]
     stored_model: str
+
+
+class _Answer(NamedTuple):
+    """An interaction of which a trainer is told once the slice's lists are known."""
+
+    position: int
+    event: Interaction
+    user_id: str
+    item: int
+    read_share: float | None
+    first: bool
+    history: Sequence[Recent]
+    shown: tuple[NamedBy, Entry] | None
+    candidates_row: int
+    """Row of the asked list whose candidates travel, -1 = none does."""
+
+
+class _Made(NamedTuple):
+    """The lists of a slice, by row."""
+
+    lists: Lists
+    items: list[tuple[str, ...]]
+    """Ids, best first, cut to the length asked for."""
+    sources: list[bytes]
+    """Place in `SOURCES` of each item's source."""
 
 
 class _Moment(NamedTuple):
@@ -134,6 +165,11 @@ class Slice:
         self.last_row: dict[str, int] = {}
         self.people: dict[str, int] = {}
         """Row of each user in the slice's `People`."""
+        self.with_candidates = options.feedback and options.candidates_share > 0
+        self.deep = pipeline.learned or self.with_candidates
+        """Whether all features are computed, with the habits among them."""
+        self.exposures = Exposures()
+        self.answers: list[_Answer] = []
         self.searched: list[int] = []
         """Which search of the vector index each list shares."""
         self.read: dict[int, float] = {}
@@ -149,53 +185,75 @@ class Slice:
                 self._one(position, record)
         with stage("user_encode"):
             before, after = waves.encode(self.pipeline.encoder, self.steps)
-        if not self.moments:
-            return
-        users = np.zeros((len(self.rows), self.pipeline.encoder.dimension), np.float32)
+        made = self._make_lists(before, after) if self.moments else None
+        if self.options.feedback:
+            with stage("feedback"):
+                self._tell(made)
+
+    def _make_lists(self, before: Mapping[int, F32], after: Mapping[int, F32]) -> _Made | None:
+        """Play the slice over the statistics and write its lists.
+
+        Args:
+            before: user vectors before each record, by position.
+            after: user vectors after each record.
+        """
+        pipeline, stage = self.pipeline, self.pipeline.stage
+        users = np.zeros((len(self.rows), pipeline.encoder.dimension), np.float32)
         known: dict[tuple[int, int], int] = {}
         for at, row in enumerate(self.rows):
             vector = (after if row.after else before)[row.position]
             users[at] = vector
             # A list asked just before an event has the vector and exclusions of the one published last: search once.
             self.searched.append(known.setdefault((id(vector), len(row.excluded)), len(known)))
-        pipeline = self.pipeline
-        lists = new_lists(len(self.rows), len(pipeline.ranker.features), pipeline.candidates)
+        read = len(pipeline.ranker.features)
+        lists = new_lists(len(self.rows), FEATURE_COUNT if self.deep else read, pipeline.candidates)
         weights = np.zeros((len(self.rows), BASE_COUNT), np.float32)
-        self.pipeline.statistics.reserve(len(self.catalogue), len(self.moments))
+        pipeline.statistics.reserve(len(self.catalogue), len(self.moments))
         with stage("retrieve"):
             self._play(self._query(users), lists, weights)
-        if self.rows:
-            with stage("rank"):
-                adaptive = self.pipeline.weights is not None
-                scores = self.pipeline.ranker.score(lists.features, weights if adaptive else None)
-                length = min(max(row.length for row in self.rows), pipeline.candidates)
-                places = np.empty((len(self.rows), length), np.int32)
-                ranking.best_places(np.ascontiguousarray(scores, np.float32), lists.size, places)
-                self._write(lists, scores, places)
-            if self.options.examples:
-                self._keep_examples(lists)
+        if not self.rows:
+            return None
+        with stage("rank"):
+            features = lists.features
+            if read < features.shape[2]:
+                features = np.ascontiguousarray(features[:, :, :read])
+            scores = pipeline.ranker.score(features, None if pipeline.weights is None else weights)
+            length = min(max(row.length for row in self.rows), pipeline.candidates)
+            places = np.empty((len(self.rows), length), np.int32)
+            ranking.best_places(np.ascontiguousarray(scores, np.float32), lists.size, places)
+            made = self._write(lists, scores, places)
+        if self.options.examples:
+            asked = [
+                AskedList(c.position, c.asked_row, c.item, c.asked_fresh) for c in self.choices if c.asked_row >= 0
+            ]
+            self.result.examples.append(examples_of(lists, asked))
+        return made
 
-    def _keep_examples(self, lists: Lists) -> None:
-        """What a ranker learns from: the asked lists that hold what was chosen then."""
-        found = [
-            (choice.position, choice.asked_row, int(at[0]))
-            for choice in self.choices
-            if choice.asked_row >= 0
-            and len(at := np.flatnonzero(lists.item[choice.asked_row, : lists.size[choice.asked_row]] == choice.item))
-        ]
-        asked = [choice.asked_row for choice in self.choices if self.rows[choice.asked_row].target >= 0]
-        rows = [row for _, row, _ in found]
-        self.result.examples.append(
-            Examples(
-                position=np.array([position for position, _, _ in found], np.int64),
-                features=lists.features[rows],
-                size=lists.size[rows],
-                chosen=np.array([at for _, _, at in found], np.int32),
-                asked=np.array([choice.position for choice in self.choices if choice.asked_row >= 0], np.int64),
-                reached=lists.reached[asked].sum(axis=0),
-                reachable=len(asked),
+    def _tell(self, made: _Made | None) -> None:
+        """What a trainer is told, now that the lists are known; and what later interactions are joined to."""
+        self.exposures.settle(made.items if made else (), made.sources if made else ())
+        ids, version = self.catalogue.ids, self.pipeline.model_version
+        for answer in self.answers:
+            event, item_id, row, candidates = answer.event, ids[answer.item], answer.candidates_row, None
+            if made is not None and row >= 0:
+                candidates = candidates_of(made.lists, row, answer.item, ids, _place(made.items[row], item_id))
+            record = Feedback(
+                version=FEEDBACK_VERSION,
+                model_version=version,
+                event_id=str(event.event_id),
+                user_id=answer.user_id,
+                item_id=item_id,
+                kind=event.type,
+                value=event.value,
+                event_time_ms=event.event_time_ms,
+                text=encoded_text(event),
+                read_share=answer.read_share,
+                first=answer.first,
+                history=tuple(answer.history),
+                shown=None if answer.shown is None else told(answer.shown[0], answer.shown[1].shown, item_id),
+                candidates=candidates,
             )
-        )
+            self.result.feedback.append(Told(answer.position, record))
 
     # fold -------------------------------------------------------------------------------------------------------------
 
@@ -233,8 +291,11 @@ class Slice:
             )
             self._settle(state, event.event_time_ms)
             self._answer(position, state, event.event_time_ms)
+        elif isinstance(event, Impression):
+            if self.options.feedback:
+                self.exposures.show(state, event)
         elif isinstance(event, Forget):
-            self._forget(event, state)
+            self._forget(position, event, state)
 
     def _interaction(self, position: int, event: Interaction, counted: bool, state: UserState) -> None:
         catalogue, options = self.catalogue, self.options
@@ -244,13 +305,31 @@ class Slice:
         before = state.recent, state.recent_items(catalogue, LEARNED_QUERY_WINDOW), state.excluded_items(catalogue)
         recent, history = before[1][:PAIR_WINDOW], state.events
         first = state.remember_item(catalogue, item, excluded=kind not in options.repeatable_kinds)
-        ask_row, fresh = -1, False
+        ask_row, candidates_row, fresh = -1, -1, False
         if first and known:
-            if event_hash(str(event.event_id)) < options.asked_share * _ASK_SCALE:
+            hashed, asked_below = event_hash(str(event.event_id)), options.asked_share * _HASHES
+            if hashed < asked_below:
                 ask_row, fresh = self._ask(position, state, now_ms, item, *before)
+                if self.with_candidates and hashed < asked_below * options.candidates_share:
+                    candidates_row = ask_row
             published = self.last_row.get(state.user_id, -1)
             self.choices.append(
-                _Choice(position, item, history < COLD_EVENTS, ask_row, published, state.last_items, state.last_model)
+                _Choice(
+                    position,
+                    item,
+                    history < COLD_EVENTS,
+                    ask_row,
+                    fresh,
+                    published,
+                    state.last_items,
+                    state.last_model,
+                )
+            )
+        if options.feedback:
+            # Before this event's own list is published.
+            shown = self.exposures.answered_by(state, event)
+            self.answers.append(
+                _Answer(position, event, state.user_id, item, read, first and known, before[0], shown, candidates_row)
             )
         self._step(
             position,
@@ -304,12 +383,15 @@ class Slice:
         )
         self._answer(position, state, now_ms, length=request.k)
 
-    def _forget(self, event: Forget, state: UserState) -> None:
+    def _forget(self, position: int, event: Forget, state: UserState) -> None:
         state.forget(event.event_time_ms, self.pipeline.encoder.initial_state(), np.zeros_like(state.user))
         result = self.result
         result.forgotten.add(state.user_id)
         result.republish.pop(state.user_id, None)
         result.published = [made for made in result.published if made.user_id != state.user_id]
+        if self.options.feedback:
+            record = Forgotten(version=FEEDBACK_VERSION, user_id=state.user_id, event_time_ms=event.event_time_ms)
+            result.feedback.append(Told(position, record))
 
     def _settle(self, state: UserState, now_ms: int) -> None:
         state.events += 1
@@ -362,10 +444,25 @@ class Slice:
             row = self.rows[self.moments[-1].publish_row]
             same = row.state is state and row.now_ms == now_ms and row.length == length
             if same and not isinstance(self._event(row.position), Request):
-                return self.moments[-1].publish_row, False  # nothing has changed since that list was published
+                # Nothing has changed since that list was published.
+                at = self.moments[-1].publish_row
+                self.rows[at] = row._replace(target=item)
+                return at, False
         last_ms, history = state.last_event_ms, state.events
         self.rows.append(
-            _Row(position, state, False, now_ms, last_ms, recent, excluded, history, length, 0, interactions, item)
+            _Row(
+                position,
+                state,
+                False,
+                now_ms,
+                last_ms,
+                recent,
+                excluded,
+                history,
+                length,
+                interactions=interactions,
+                target=item,
+            )
         )
         return len(self.rows) - 1, True
 
@@ -382,6 +479,10 @@ class Slice:
         excluded = state.excluded_items(self.catalogue)
         length = self.options.list_length if length is None else length
         last_ms, history = state.last_event_ms, state.events
+        event, at = self._event(position), len(self.rows)
+        request_id = str(event.request_id) if isinstance(event, Request) else None
+        cause = event.request_id if isinstance(event, Request) else event.event_id
+        recommendation_id = _recommendation_id(state.user_id, state.sequence, str(cause))
         self.rows.append(
             _Row(
                 position,
@@ -394,22 +495,29 @@ class Slice:
                 history,
                 length,
                 state.sequence,
+                recommendation_id,
                 state.recent,
             )
         )
-        self.last_row[state.user_id] = len(self.rows) - 1
-        return len(self.rows) - 1
+        self.last_row[state.user_id] = at
+        if self.options.feedback:
+            self.exposures.publish(state, recommendation_id, request_id, self.pipeline.model_version, at)
+        else:
+            state.shown = ()  # what nobody keeps up must not be joined to later
+        return at
 
     def _query(self, users: F32) -> Query:
         rows = self.rows
         ends = np.cumsum([len(row.excluded) for row in rows], dtype=np.int64)
         starts = np.concatenate([np.zeros(1, np.int64), ends[:-1]]) if len(rows) else ends
         excluded = np.concatenate([row.excluded for row in rows]) if len(rows) else np.empty(0, np.int32)
+        # A log-linear ranker is asked as far back as ever, also where more features are computed than it reads.
+        window = LEARNED_QUERY_WINDOW if self.pipeline.learned else QUERY_WINDOW
         return Query(
             user=users,
             now_ms=np.array([row.now_ms for row in rows], np.int64),
             last_ms=np.array([row.last_ms for row in rows], np.int64),
-            recent=_padded([row.recent for row in rows], LEARNED_QUERY_WINDOW),
+            recent=_padded([row.recent[:window] for row in rows], window),
             liked=self._liked(),
             history=np.array([row.history for row in rows], np.float32),
             person=np.array([self._person(row.state) for row in rows], np.int64),
@@ -423,14 +531,14 @@ class Slice:
 
     def _people(self) -> People:
         states = self.result.states
-        if not self.pipeline.learned:
+        if not self.deep:
             return people_of([])
         return people_of(states[user_id].habits for user_id in self.people)
 
     def _liked(self) -> npt.NDArray[np.bool_]:
         """bool[L, LEARNED_QUERY_WINDOW]: the latest word on each recent item was a good one."""
         out = np.zeros((len(self.rows), LEARNED_QUERY_WINDOW), np.bool_)
-        if not self.pipeline.learned:
+        if not self.deep:
             return out
         options = self.options
         for at, row in enumerate(self.rows):
@@ -484,7 +592,7 @@ class Slice:
             row_weights,
             timeline,
         )
-        if pipeline.learned:
+        if self.deep:
             for user_id, row in self.people.items():
                 self.result.states[user_id].habits = habits_of(people, row)
         kept = timeline.counts
@@ -500,7 +608,7 @@ class Slice:
                 )
             )
 
-    def _write(self, lists: Lists, scores: F32, places: npt.NDArray[np.int32]) -> None:
+    def _write(self, lists: Lists, scores: F32, places: npt.NDArray[np.int32]) -> _Made:
         ids, result, model = self.catalogue.ids, self.result, self.pipeline.model_version
         taken = np.maximum(places, 0)
         # Plain lists: reading ten numpy scalars a list would cost more than the ranker.
@@ -544,6 +652,8 @@ class Slice:
                 asked = chosen[choice.asked_row]
                 result.asked[choice.position] = asked
                 result.scores.append(Score(choice.position, "asked", model, choice.cold, _place(asked, item_id)))
+        shown_sources = [bytes(row[: len(shown)]) for row, shown in zip(sources, chosen, strict=True)]
+        return _Made(lists, chosen, shown_sources)
 
     def _reasons(self, interactions: Sequence[Recent], sources: list[int], because: list[int]) -> list[str]:
         latest = {r.item_id: r for r in interactions}
@@ -565,7 +675,7 @@ class Slice:
         trigger = None if isinstance(event, Request) else str(event.event_id)
         return self.pipeline.json.encode(
             Recommendation(
-                recommendation_id=_recommendation_id(row.state.user_id, row.sequence, trigger or request_id or ""),
+                recommendation_id=row.recommendation_id,
                 sequence=row.sequence,
                 user_id=row.state.user_id,
                 trigger_event_id=trigger,

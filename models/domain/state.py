@@ -17,6 +17,7 @@ from models.domain.catalogue import Catalogue
 from models.domain.errors import StateError
 from models.domain.habits import NO_HABITS, pack_habits, unpack_habits
 from models.domain.ports import UserRecord
+from models.domain.shown import ShownList
 
 F32 = npt.NDArray[np.float32]
 
@@ -75,6 +76,7 @@ class UserState:
         "ring",
         "seen",
         "sequence",
+        "shown",
         "unresolved",
         "user",
         "user_id",
@@ -106,6 +108,8 @@ class UserState:
         """The newest published list, byte for byte."""
         self.last_items: tuple[str, ...] = ()
         self.last_model = ""
+        self.shown: tuple[ShownList, ...] = ()
+        """The latest lists and impressions, oldest first, for joining interactions to them."""
         # Item indices of the excluded items, derived from `seen` as far as the catalogue knows them.
         self.excluded: npt.NDArray[np.int32] = np.empty(16, np.int32)
         self.excluded_size = 0
@@ -181,7 +185,7 @@ class UserState:
         self.memory, self.user = memory, user
         self.recent, self.recent_index, self.seen, self.ring = [], None, {}, {}
         self.events, self.last_event_ms, self.habits = 0, -1, NO_HABITS
-        self.last_list, self.last_items, self.last_model = b"", (), ""
+        self.last_list, self.last_items, self.last_model, self.shown = b"", (), "", ()
         self.excluded, self.excluded_size, self.unresolved = np.empty(16, np.int32), 0, []
         self.forgotten_ms = max(self.forgotten_ms, at_ms)
 
@@ -222,6 +226,7 @@ class StoredBody(msgspec.Struct, array_like=True):
     habits: bytes = b""
     read: list[float | None] = []
     """`read_share` of each of `recent`; empty where none has one."""
+    shown: tuple[ShownList, ...] = ()
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -248,6 +253,7 @@ def pack(state: UserState, catalogue: Catalogue) -> UserRecord:
         last_model=state.last_model,
         habits=pack_habits(state.habits, catalogue.hashes),
         read=read if any(share is not None for share in read) else [],
+        shown=state.shown,
     )
     return UserRecord(
         user_key=user_key(state.user_id),
@@ -290,6 +296,7 @@ def unpack(user_id: str, record: UserRecord, catalogue: Catalogue) -> UserState:
     state.events, state.revision, state.sequence = stored.events, record.revision, stored.sequence
     state.last_event_ms, state.forgotten_ms = stored.last_event_ms, stored.forgotten_ms
     state.last_list, state.last_items, state.last_model = stored.last_list, tuple(stored.last_items), stored.last_model
+    state.shown = stored.shown
     state.habits = unpack_habits(stored.habits, catalogue.index_by_hash)
     state.unresolved = hashes[flags].tolist()
     state.resolve(catalogue)

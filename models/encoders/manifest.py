@@ -90,6 +90,8 @@ class Manifest(Struct, frozen=True, kw_only=True, omit_defaults=True):
     item_table: ItemTableSpec | None = None
     review_value: FileName | None = None
     """Graph that reads a review's value from its text; null = values are only what users give."""
+    training: FileName | None = None
+    """What training goes on from, for trainers alone: no worker reads it, and it is no part of the version."""
     value_scale: Annotated[float, Meta(gt=0)] | None = None
     """What a rating's value was divided by in training; null where training read none."""
     metrics: dict[str, float] = {}
@@ -103,10 +105,12 @@ class Manifest(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 def content_version(manifest: Manifest) -> str:
-    """The version that the manifest's content has: its name and a digest of all but version, time and metrics."""
+    """The version that the manifest's content has: its name and a digest of all that serving depends on."""
     content: dict[str, Any] = msgspec.to_builtins(manifest)
     for name in ("version", "created_ms", "metrics"):
         content.pop(name, None)
+    if (training := content.pop("training", None)) is not None:
+        content["checksums"].pop(training, None)
     digest = hashlib.sha256(msgspec.json.encode(content, order="deterministic")).hexdigest()
     return f"{manifest.name}-{digest[:VERSION_DIGITS]}"
 
@@ -148,9 +152,12 @@ class _SchemaVersion(Struct):
 
 
 def _check(where: str, manifest: Manifest) -> None:
-    for name in {*manifest.files(), *manifest.checksums}:
+    needed = {*manifest.files(), *(() if manifest.training is None else (manifest.training,))}
+    for name in {*needed, *manifest.checksums}:
         _check_name(where, name)
-    unlisted = set(manifest.files()) - manifest.checksums.keys()
+    if manifest.training in manifest.files():
+        raise BundleError(f"{where}: {manifest.training} cannot be served and be the training's")
+    unlisted = needed - manifest.checksums.keys()
     if unlisted:
         raise BundleError(f"{where}: no checksum for {sorted(unlisted)}")
     expected = content_version(manifest)

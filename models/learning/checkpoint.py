@@ -20,20 +20,22 @@ class CheckpointError(RecommenderError):
     """A checkpoint that is missing or cannot be read."""
 
 
-def write_checkpoint(directory: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+def write_checkpoint(
+    directory: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any], name: str = NAME
+) -> None:
     """Beside its place first, then renamed: a crash leaves the former checkpoint."""
     directory.mkdir(parents=True, exist_ok=True)
-    temporary = directory / f"{NAME}.new"
-    whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    temporary = directory / f"{name}.new"
+    whole = {key: tensor.contiguous() for key, tensor in tensors.items()}
     save_file(whole, temporary, metadata={"state": json.dumps(state)})
-    temporary.replace(directory / NAME)
+    temporary.replace(directory / name)
 
 
-def read_checkpoint(directory: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_checkpoint(directory: Path, name: str = NAME) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Returns: (tensors, state). Raises: CheckpointError."""
     try:
-        with safe_open(directory / NAME, framework="pt") as file:
+        with safe_open(directory / name, framework="pt") as file:
             state = json.loads(file.metadata()["state"])
-            return {name: file.get_tensor(name) for name in file.keys()}, state  # noqa: SIM118 (no mapping)
+            return {key: file.get_tensor(key) for key in file.keys()}, state  # noqa: SIM118 (no mapping)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{directory}: no checkpoint that can be read: {error}") from error

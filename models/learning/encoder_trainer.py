@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -115,8 +116,12 @@ class EncoderTrainer:
         report.seconds = time.monotonic() - started
         return report
 
-    def update(self, log: TrainingLog, start: int, end: int) -> None:
-        """Learn from events [start, end), which were foreseen already, mixed with replayed older ones."""
+    def update(self, log: TrainingLog, start: int, end: int) -> float:
+        """Learn from events [start, end), which were foreseen already, mixed with replayed older ones.
+
+        Returns: mean loss of the first pass, nats; NaN where there was nothing to foresee.
+        """
+        losses = []
         config = self.config
         self.grow(log)
         self._meet(log, start, end)
@@ -130,7 +135,9 @@ class EncoderTrainer:
                 drawn = self._rng.permutation(len(old))[: int(config.online_replay * len(new))]
                 mixed = Chunks(*(np.concatenate(pair) for pair in zip(new, old.take(drawn), strict=True)))
                 mixed = mixed.take(self._rng.permutation(len(mixed)))
-                self._pass(log, past, mixed, config.online_batch, self._online, self._average, lambda _: 1.0)
+                loss = self._pass(log, past, mixed, config.online_batch, self._online, self._average, lambda _: 1.0)
+                losses.append(loss)
+        return losses[0]
 
     def choose_cold_offset(self, log: TrainingLog, start: int, end: int, *, allowed_loss: float = 0.005) -> float:
         """Take the largest offset for items without events that costs at most this share of nDCG on [start, end).
@@ -294,11 +301,49 @@ class EncoderTrainer:
         write_checkpoint(directory, tensors, state)
 
     @classmethod
+    def of(
+        cls,
+        config: EncoderConfig,
+        weights: EncoderWeights,
+        trained: npt.NDArray[np.bool_],
+        cold_offset: float,
+        *,
+        seed: int,
+    ) -> EncoderTrainer:
+        """A trainer as it stands when a fit has just ended with these served weights.
+
+        Args:
+            trained: bool[N], items that a training event named.
+        """
+        network = EncoderNetwork.of(weights)
+        trainer = cls(
+            replace(config, network=replace(network.config, dropout=config.network.dropout)),
+            items=len(weights.item_id),
+            kinds=len(weights.kind),
+            text_dimension=len(weights.projection),
+            seed=seed,
+        )
+        trainer._load({name: parameter.detach() for name, parameter in network.named_parameters()})
+        trainer.network.text_bias.copy_(network.text_bias)
+        trainer.network.eval()
+        trainer.trained = trained.copy()
+        trainer.cold_bias, trainer.cold_offset = float(weights.cold_bias), cold_offset
+        trainer._average = WeightAverage(trainer.network, config.online_average, early=False)
+        return trainer
+
+    @classmethod
     def load(cls, directory: Path, config: EncoderConfig) -> EncoderTrainer:
         """The trainer that `save` wrote, under the configuration it had. Raises: CheckpointError."""
         tensors, state = read_checkpoint(directory)
         items, kinds = len(tensors["raw.item_id"]), len(tensors["raw.kind"])
         text_dimension = tensors["raw.projection.weight"].shape[1]
+        network = replace(
+            config.network,
+            width=tensors["raw.kind"].shape[1],
+            state=len(tensors["raw.recurrent"]),
+            hidden=len(tensors["raw.hidden.bias"]),
+        )
+        config = replace(config, network=network)
         trainer = cls(config, items=items, kinds=kinds, text_dimension=text_dimension, seed=state["seed"])
         trainer._load({name.removeprefix("raw."): each for name, each in tensors.items() if name.startswith("raw.")})
         trainer.trained = tensors["trained"].numpy()

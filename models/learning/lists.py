@@ -18,8 +18,8 @@ class Lists:
 
     at: npt.NDArray[np.int64]
     """int64[E], position of the event in the log."""
-    features: npt.NDArray[np.float16]
-    """float16[E, K, F]: half precision keeps three digits of a logarithm, at half the memory."""
+    features: npt.NDArray[np.floating]
+    """float16[E, K, F] where they are kept: half precision keeps three digits of a logarithm, at half the memory."""
     size: npt.NDArray[np.int32]
     chosen: npt.NDArray[np.int32]
 
@@ -37,6 +37,19 @@ class Lists:
         keys[np.arange(candidates) >= self.size[rows][:, None]] = 2.0
         keys[np.arange(len(rows)), self.chosen[rows]] = -1.0
         return np.argpartition(keys, count - 1, axis=1)[:, :count]
+
+    def widened(self, candidates: int) -> Lists:
+        """The lists with room for so many candidates; of a longer list the last ones are dropped, never the chosen."""
+        features, size, chosen = self.features, self.size, self.chosen
+        narrow = candidates - features.shape[1]
+        if narrow == 0:
+            return self
+        if narrow > 0:
+            return Lists(self.at, np.pad(features, ((0, 0), (0, narrow), (0, 0))), size, chosen)
+        features, last = features[:, :candidates].copy(), candidates - 1
+        behind = np.flatnonzero(chosen > last)
+        features[behind, last] = self.features[behind, chosen[behind]]
+        return Lists(self.at, features, np.minimum(size, candidates), np.minimum(chosen, last))
 
     def places(self, scores: npt.NDArray[np.float32], rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
         """1-based places of what was chosen, a tie counted half.
@@ -62,6 +75,8 @@ class ListBuffer:
         self._room = capacity + max(1, capacity // 4)
         self._count = 0
         self._arrays: Lists | None = None
+        self.appended = 0
+        """Lists ever."""
 
     def __len__(self) -> int:
         return self._count
@@ -75,7 +90,11 @@ class ListBuffer:
         return Lists(arrays.at[:count], arrays.features[:count], arrays.size[:count], arrays.chosen[:count])
 
     def append(self, fresh: Examples) -> None:
-        fresh_count = min(len(fresh.position), self.capacity)
+        self.extend(Lists(fresh.position, fresh.features, fresh.size, fresh.chosen))
+
+    def extend(self, fresh: Lists) -> None:
+        """All lists of a buffer have room for as many candidates (`Lists.widened`)."""
+        fresh_count = min(len(fresh.at), self.capacity)
         if not fresh_count:
             return
         if self._arrays is None:
@@ -88,11 +107,12 @@ class ListBuffer:
         if self._count + fresh_count > self._room:
             self._drop(self._count + fresh_count - self.capacity)
         rows = slice(self._count, self._count + fresh_count)
-        self._arrays.at[rows] = fresh.position[-fresh_count:]
+        self._arrays.at[rows] = fresh.at[-fresh_count:]
         self._arrays.features[rows] = fresh.features[-fresh_count:]
         self._arrays.size[rows] = fresh.size[-fresh_count:]
         self._arrays.chosen[rows] = fresh.chosen[-fresh_count:]
         self._count += fresh_count
+        self.appended += fresh_count
 
     def _drop(self, oldest: int) -> None:
         """Move the others to the front, in stretches that do not overlap: numpy would copy all of them first."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,6 +18,8 @@ from models.learning.places import mean_ndcg
 from models.learning.ranker import ListwiseRanker, Standard
 from models.learning.ranker_weights import RankerWeights
 
+# What AdamW keeps of a parameter.
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 # Lists a look at the validation part takes at most, spread evenly.
 CHECKED_LISTS = 3_000
 
@@ -88,7 +91,7 @@ class RankerTrainer:
         torch.manual_seed(self.seed)
         self.rng = np.random.default_rng(self.seed)
         self.net = self.network_class(_standard(lists, rows, self.rng))
-        self.optimizer = torch.optim.AdamW(self.net.parameters(), lr=config.rate, weight_decay=config.decay)
+        self.optimizer = self._optimizer()
         order = np.empty(0, np.int64)
         best, check = RankerFit(updates, math.nan), config.first_check
         self.served = copy.deepcopy(self.net)
@@ -110,6 +113,21 @@ class RankerTrainer:
             self.net.load_state_dict(kept)
             self.served.load_state_dict(kept)
         return best
+
+    def fit_latest(self, lists: Lists, latest: int) -> RankerFit | None:
+        """Choose how long to train by the lists from row `latest` on, then fit anew on all of them for as long.
+
+        Returns: how the first of both fits ended; None where there are no rows on one side.
+        """
+        config, rows = self.config, np.arange(len(lists.at))
+        updates = min(config.updates, max(config.first_check, config.passes * len(rows) // config.batch))
+        chosen = None
+        if 0 < latest < len(rows):
+            chosen = self.fit(lists, rows[:latest], updates=updates, validation=rows[latest:])
+            updates = chosen.updates
+        # Anew on everything: what was held back is the latest, and the latest tells most of what comes next.
+        self.fit(lists, rows, updates=updates)
+        return chosen
 
     def update(self, lists: Lists, new: npt.NDArray[np.int64], old: npt.NDArray[np.int64]) -> None:
         """One pass over new lists, mixed with replayed ones."""
@@ -143,6 +161,37 @@ class RankerTrainer:
 
     def weights(self) -> RankerWeights:
         return self.served.weights()
+
+    # keeping ----------------------------------------------------------------------------------------------------------
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Copies of all that training goes on from, the generator left out."""
+        found = {f"raw.{name}": each for name, each in self.net.state_dict().items()}
+        found |= {f"served.{name}": each for name, each in self.served.state_dict().items()}
+        for name, parameter in self.net.named_parameters():
+            moments = self.optimizer.state.get(parameter, {})
+            found |= {f"{key}.{name}": moment for key, moment in moments.items()}
+        return {name: each.detach().clone() for name, each in found.items()}
+
+    @classmethod
+    def of(cls, config: RankerConfig, seed: int, tensors: Mapping[str, torch.Tensor]) -> RankerTrainer:
+        """The trainer that has these `tensors`, its generator at the start of `seed`."""
+        trainer = cls(config, seed)
+        standard = Standard(tensors["raw.mean"].numpy().copy(), tensors["raw.scale"].numpy().copy())
+        trainer.net = trainer.network_class(standard)
+        trainer.served = copy.deepcopy(trainer.net)
+        for prefix, network in (("raw.", trainer.net), ("served.", trainer.served)):
+            own = {name.removeprefix(prefix): each for name, each in tensors.items() if name.startswith(prefix)}
+            network.load_state_dict(own)
+        trainer.optimizer = trainer._optimizer()
+        for name, parameter in trainer.net.named_parameters():
+            moments = {key: tensors[f"{key}.{name}"].clone() for key in _MOMENTS if f"{key}.{name}" in tensors}
+            if moments:
+                trainer.optimizer.state[parameter] = moments
+        return trainer
+
+    def _optimizer(self) -> torch.optim.AdamW:
+        return torch.optim.AdamW(self.net.parameters(), lr=self.config.rate, weight_decay=self.config.decay)
 
     def _average(self, keep: float) -> None:
         """Move what is served towards the trained weights."""

@@ -30,9 +30,8 @@ from models.learning.places import hit_rate, mean_ndcg
 from models.learning.ranker_trainer import RankerConfig, RankerTrainer
 from models.learning.ranker_weights import RankerWeights
 from models.learning.reviews import FittedReader, fit_reader
+from models.learning.training_state import TrainingState, source_worth
 
-# A source that never reached what was chosen keeps this worth, so that it is still heard and can prove itself.
-LEAST_WORTH = 0.05
 # A tenth of it is the first stage; below that no encoder says anything yet.
 LEAST_EVENTS = 500
 # Latest events on which is measured what an offset for new items costs the others.
@@ -229,9 +228,19 @@ class Training:
 
     def worth(self) -> F32:
         """float32[SOURCE_COUNT], in which share of the lists each source came to what was chosen."""
-        if self.reachable == 0:
-            return np.ones(SOURCE_COUNT, np.float32)
-        return np.maximum(self.reached / self.reachable, LEAST_WORTH).astype(np.float32)
+        return source_worth(self.reached, self.reachable)
+
+    def state(self) -> TrainingState:
+        """What a trainer goes on from."""
+        return TrainingState.of(
+            self.encoders,
+            self.rankers,
+            item_ids=tuple(self.builder.item_ids),
+            kinds=self.builder.kinds,
+            candidates=self.config.candidates,
+            reached=self.reached,
+            reachable=self.reachable,
+        )
 
     def _serve(self, pipeline: Pipeline, ranker: Ranker, item_text: F32) -> None:
         weights = self.encoders.served()

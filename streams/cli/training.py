@@ -83,5 +83,6 @@ def write_learned(out: Path, training: Training, prepared: Prepared) -> Path:
         source_weights=training.worth().tolist(),
         value_scale=prepared.options.value_scale,
         review_value=None if training.fitted_reader is None else export_review_value(*training.fitted_reader)[0],
+        training=training.state().encode(),
         metrics=training.metrics,
     )

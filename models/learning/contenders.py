@@ -1,0 +1,131 @@
+"""Champion and challenger: a model in its serving form that ranks served lists, and one that learns on. Needs torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from models.domain.batch import PipelineOptions
+from models.domain.feedback import Feedback
+from models.domain.ports import F32, Ranker, UserEncoder
+from models.learning.encoder_trainer import EncoderConfig, EncoderTrainer
+from models.learning.encoder_weights import EncoderWeights
+from models.learning.feedback_log import FeedbackLog
+from models.learning.lists import ListBuffer, Lists
+from models.learning.ranker_trainer import RankerConfig, RankerTrainer
+from models.learning.ranker_weights import RankerWeights
+from models.learning.rescoring import ServedLists, described_anew, places, users_before
+from models.learning.training_state import TrainingState
+
+F64 = npt.NDArray[np.float64]
+
+
+class Serving(NamedTuple):
+    """How weights become what ranks: the command line knows, since only it may export."""
+
+    encoder: Callable[[EncoderWeights, Sequence[str]], UserEncoder]
+    """Weights and item ids."""
+    ranker: Callable[[RankerWeights, int, F32], Ranker]
+    """Weights, candidates of a list, worth of the sources."""
+
+
+class Contender:
+    """One model version in its serving form, apart from any worker."""
+
+    def __init__(self, state: TrainingState, serving: Serving, options: PipelineOptions) -> None:
+        self.weights, self.options = state.encoder, options
+        self.encoder = serving.encoder(state.encoder, state.item_ids)
+        self.ranker = serving.ranker(state.ranker_weights(), state.candidates, state.worth())
+
+    def rank(
+        self, log: FeedbackLog, records: Sequence[Feedback], served: ServedLists
+    ) -> tuple[F64, npt.NDArray[np.float16]]:
+        """Places of what was chosen (see `rescoring.places`), and the lists' features as this model has them.
+
+        Args:
+            log: numbers all items that the records name.
+        """
+        item_text = log.log.item_text
+        vectors = self.weights.item_vectors(item_text, np.arange(len(item_text)))
+        users = users_before(records, self.encoder, vectors, self.options, log.number_items, log.past_text)
+        features = described_anew(served, records, users, vectors, log.items.__getitem__)
+        return places(served, features, self.ranker, len(records)), features
+
+
+class Challenger:
+    """Two networks that learn on from a state, window by window.
+
+    Args:
+        lists: rankers' examples of earlier windows, each described by the encoder before it had seen them.
+    """
+
+    def __init__(
+        self, state: TrainingState, encoder: EncoderConfig, ranker: RankerConfig, lists: ListBuffer, seed: int
+    ) -> None:
+        self.encoders, self.rankers = state.encoders(encoder, seed), state.rankers(ranker, seed)
+        self.kinds, self.candidates, self.lists = state.kinds, state.candidates, lists
+        self.reached, self.reachable = state.reached.copy(), state.reachable
+        self.windows = 0
+        """It has learned from since it began."""
+
+    @classmethod
+    def restored(
+        cls,
+        directory: Path,
+        ranker_tensors: Mapping[str, npt.NDArray[Any]],
+        state: Mapping[str, Any],
+        lists: ListBuffer,
+        encoder: EncoderConfig,
+        ranker: RankerConfig,
+    ) -> Challenger:
+        """The challenger whose encoder trainer was saved into `directory`."""
+        challenger = cls.__new__(cls)
+        challenger.encoders = EncoderTrainer.load(directory, encoder)
+        tensors = {name: torch.tensor(each) for name, each in ranker_tensors.items()}
+        challenger.rankers = RankerTrainer.of(ranker, state["seed"], tensors)
+        challenger.rankers.rng.bit_generator.state = state["generator"]
+        challenger.kinds, challenger.candidates = tuple(state["kinds"]), state["candidates"]
+        challenger.lists, challenger.windows = lists, state["windows"]
+        challenger.reached = np.array(state["reached"], np.float64)
+        challenger.reachable = state["reachable"]
+        return challenger
+
+    def state(self, log: FeedbackLog) -> TrainingState:
+        """What it serves now."""
+        return TrainingState.of(
+            self.encoders,
+            self.rankers,
+            item_ids=tuple(log.item_ids),
+            kinds=self.kinds,
+            candidates=self.candidates,
+            reached=self.reached,
+            reachable=self.reachable,
+        )
+
+    def learn(self, log: FeedbackLog, start: int, records: Sequence[Feedback], lists: Lists) -> float:
+        """
+        Args:
+            start: number of the first of the records' events in the log; they stand at its end.
+            lists: the records' lists, described by the challenger as it is now.
+        Returns: the encoder's loss, nats.
+        """
+        self.lists.extend(lists.widened(self.candidates))
+        if len(lists.at):
+            kept = len(self.lists)
+            fresh = min(len(lists.at), kept)
+            rows = np.arange(kept)
+            self.rankers.update(self.lists.lists, rows[kept - fresh :], rows[: kept - fresh])
+        for record in records:
+            candidates = record.candidates
+            # A list that was published just before the choice does not say which sources came to what was chosen.
+            if candidates is not None and (candidates.chosen < 0 or any(candidates.reached)):
+                self.reached += np.asarray(candidates.reached, np.float64)
+                self.reachable += 1
+        self.windows += 1
+        whole = log.log
+        return self.encoders.update(whole, start, len(whole))

@@ -1,0 +1,383 @@
+"""Learning while the product runs, without Kafka: records in, rounds of evaluating and training, a model to publish.
+
+A round compares challenger and champion on the records since the last one, before either has learned from them, and
+decides by a written rule; then the challenger learns from them. What is published is what was evaluated.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from models.domain.batch import PipelineOptions
+from models.domain.feedback import Feedback
+from models.domain.ports import F32
+from models.domain.state import event_hash
+from models.learning.contenders import Challenger, Contender, Serving
+from models.learning.feedback_log import FeedbackLog
+from models.learning.first_fit import fit_first
+from models.learning.gate import Decision, Evidence, gains
+from models.learning.lists import ListBuffer
+from models.learning.online_checkpoint import SavedLists, SavedRound, newest, write_round, write_whole
+from models.learning.online_config import OnlineConfig
+from models.learning.rescoring import ServedLists, served_lists
+from models.learning.training_state import TrainingState
+from models.learning.user_shares import UserShares
+
+F64 = npt.NDArray[np.float64]
+Action = Literal["first", "promote", "keep", "discard", "rollback"]
+
+
+class Observed(NamedTuple):
+    """What became of records."""
+
+    taken: int
+    known: int
+    """Told before: a worker repeats after a crash."""
+    refused: int
+    """Beyond a user's share."""
+
+
+class Round(NamedTuple):
+    """What a round found and did."""
+
+    number: int
+    action: Action
+    """`promote` and `rollback` wait for `promoted` and `rolled_back`."""
+    decision: Decision | None
+    """Of the gate, or of the watch where it calls for a rollback; None without a challenger."""
+    model: TrainingState | None
+    """To publish, where the action is `promote`."""
+    records: int
+    unreadable: int
+    """Records whose list could not be read; they are learned from as events alone."""
+    served_ndcg: float
+    """nDCG@10 of the lists as they were served; NaN where no list was asked."""
+    champion_ndcg: float
+    challenger_ndcg: float
+    loss: float
+    """Of the encoder, nats; NaN where nothing was trained."""
+    evaluation_seconds: float
+    training_seconds: float
+
+
+class Champion(NamedTuple):
+    version: str
+    state: TrainingState | None
+    """None for a version that was not trained here nor carries what training goes on from."""
+    contender: Contender | None
+
+
+class OnlineTrainer:
+    """Champion, challenger, and all that they learn from. Deterministic by seed and by the order of records.
+
+    Args:
+        version: served now.
+        state: what training goes on from, of that version; None where there is nothing: a first model is fitted.
+        kinds: those that the first model is to know, the empty name first; others keep their own.
+    """
+
+    def __init__(
+        self,
+        version: str,
+        state: TrainingState | None,
+        *,
+        kinds: Sequence[str],
+        text_dimension: int,
+        options: PipelineOptions,
+        serving: Serving,
+        config: OnlineConfig | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.config = config = config or OnlineConfig()
+        self.options, self.serving, self.seed = options, serving, seed
+        ids = () if state is None else state.item_ids
+        self.log = FeedbackLog(kinds if state is None else state.kinds, options, text_dimension, ids)
+        self.lists = ListBuffer(config.lists)
+        self.champion = self._champion(version, state)
+        self.former: Champion | None = None
+        """Champion before, while the new one is watched."""
+        self.challenger: Challenger | None = None if state is None else self._new_challenger(state)
+        self.evidence, self.watch = Evidence(config.gate.memory), Evidence(config.gate.memory)
+        self.shares = UserShares(config.user_limit, config.user_span)
+        self.rounds = 0
+        self.position = 0
+        """Of the records that the rounds so far have taken in, in whatever counts them: whoever loads a save hands in
+        again what came later."""
+        self._observed = 0
+        self._settled_shares: Sequence[str] = ()
+        """As the last round left them: what came later comes again."""
+        self._saved_lists, self._saves = SavedLists(), 0
+        self._pending: list[Feedback] = []
+        self._pending_ids: set[int] = set()
+        self._texts: dict[str, F32] = {}
+        self._candidate: TrainingState | None = None
+
+    # records ----------------------------------------------------------------------------------------------------------
+
+    def declare(self, item_ids: Sequence[str], item_text: F32) -> None:
+        """Items of the catalogue. Args: item_text: float32[n, E], zero rows for items without text."""
+        self.log.declare(item_ids, item_text)
+
+    def observe(self, records: Sequence[Feedback], texts: Mapping[str, F32], position: int = 0) -> Observed:
+        """Take records for the next round.
+
+        Args:
+            texts: embedding of each text that they carry.
+            position: of the last of them, such as a replay buffer's segment; see `position`.
+        """
+        self._observed = max(position, self._observed)
+        taken = known = refused = 0
+        for record in records:
+            hashed = event_hash(record.event_id)
+            if hashed in self._pending_ids or self.log.knows(record):
+                known += 1
+            elif not self.shares.admit(record.user_id):
+                self.log.refuse(record)
+                refused += 1
+            else:
+                taken += 1
+                self._pending.append(record)
+                self._pending_ids.add(hashed)
+                if record.text and (embedding := texts.get(record.text)) is not None:
+                    self._texts[record.text] = embedding
+        return Observed(taken, known, refused)
+
+    def forget(self, user_id: str, until_ms: int) -> None:
+        """Learn from nothing that the user did at or before that time. What was learned already stays."""
+        self.log.forget(user_id, until_ms)
+        self._pending = [
+            record for record in self._pending if record.user_id != user_id or record.event_time_ms > until_ms
+        ]
+        self._pending_ids = {event_hash(record.event_id) for record in self._pending}
+        self.evidence.forget(user_id)
+        self.watch.forget(user_id)
+
+    @property
+    def pending(self) -> int:
+        """Records that wait for the next round."""
+        return len(self._pending)
+
+    @property
+    def due(self) -> bool:
+        """Whether there are enough for a round."""
+        return len(self._pending) >= (self.config.first_events if self.challenger is None else self.config.window)
+
+    # rounds -----------------------------------------------------------------------------------------------------------
+
+    def round(self) -> Round:
+        """Evaluate, decide, learn. With fewer records than are `due` too, for a stream that is slow."""
+        started, self._candidate = time.monotonic(), None
+        records, texts, log = self._pending, self._texts, self.log
+        self._pending, self._pending_ids, self._texts = [], set(), {}
+        log.trim()
+        start = log.add(records, texts)
+        served, bad = served_lists(records, log.number_items)
+        log.number_items([past[0] for record in records for past in record.history])
+        self.rounds += 1
+        self.position, self._settled_shares = self._observed, self.shares.state()
+        if self.challenger is None:
+            found = self._first(records, start, bad, started)
+        else:
+            found = self._compare(records, start, served, bad, started)
+        return found
+
+    def promoted(self, version: str) -> None:
+        """The model of the last round is published and champion; the former one is watched against it."""
+        if self._candidate is None:
+            raise ValueError("the last round promoted nothing")
+        self.adopt(version, self._candidate)
+        self._candidate = None
+
+    def adopt(self, version: str, state: TrainingState | None) -> None:
+        """Another version was made champion, by this trainer or by somebody else."""
+        self.former = self.champion if self.champion.contender is not None else None
+        self.champion = self._champion(version, state)
+        self.evidence.clear()
+        self.watch.clear()
+
+    def rolled_back(self) -> None:
+        """The former champion serves again; the challenger begins anew from it."""
+        if self.former is None:
+            raise ValueError("there is no former champion")
+        self.champion, self.former = self.former, None
+        self._restart()
+        self.watch.clear()
+
+    # keeping ----------------------------------------------------------------------------------------------------------
+
+    def save(self, directory: Path) -> None:
+        """Keep all as the last round left it, and what was forgotten since; records that wait are not kept.
+
+        Raises: OSError.
+        """
+        self._saves += 1
+        self._saved_lists.write(directory, self.lists, self._saves)
+        arrays, names = self.log.state()
+        champion, former = self.champion, self.former
+        models = {"champion": champion.state, "former": None if former is None else former.state}
+        state = {
+            "version": champion.version,
+            "former_version": None if former is None else former.version,
+            "kinds": self.log.kinds,
+            "names": names,
+            "evidence": self.evidence.state(),
+            "watch": self.watch.state(),
+            "shares": self._settled_shares,
+            "rounds": self.rounds,
+            "position": self.position,
+            "saves": self._saves,
+            "lists": len(self.lists),
+            "list_files": self._saved_lists.files,
+            "lists_appended": self._saved_lists.appended,
+        }
+        known = {name: model for name, model in models.items() if model is not None}
+        write_whole(
+            directory,
+            self._saves,
+            lambda into: write_round(into, state, arrays, known, self.challenger),
+            [name for name, _ in self._saved_lists.files],
+        )
+
+    @classmethod
+    def load(
+        cls,
+        directory: Path,
+        *,
+        options: PipelineOptions,
+        serving: Serving,
+        config: OnlineConfig | None = None,
+        seed: int = 0,
+    ) -> OnlineTrainer | None:
+        """The trainer that was saved last; records after its `position` are to be handed in again.
+
+        Returns: None where nothing was saved.
+        Raises: CheckpointError.
+        """
+        where = newest(directory)
+        if where is None:
+            return None
+        saved = SavedRound(where)
+        state = saved.state
+        trainer = cls(
+            state["version"],
+            saved.model("champion"),
+            kinds=state["kinds"],
+            text_dimension=saved.log["item_text"].shape[1],
+            options=options,
+            serving=serving,
+            config=config,
+            seed=seed,
+        )
+        config = trainer.config
+        trainer.log = FeedbackLog.restored(state["kinds"], options, saved.log, state["names"])
+        files = [(name, rows) for name, rows in state["list_files"]]
+        trainer._saved_lists, trainer._saves = SavedLists(files, state["lists_appended"]), state["saves"]
+        trainer._saved_lists.read(directory, trainer.lists, state["lists"])
+        trainer.challenger = saved.challenger(trainer.lists, config)
+        if state["former_version"] is not None:
+            trainer.former = trainer._champion(state["former_version"], saved.model("former"))
+        trainer.evidence = Evidence.restored(config.gate.memory, state["evidence"])
+        trainer.watch = Evidence.restored(config.gate.memory, state["watch"])
+        trainer.shares = UserShares.restored(config.user_limit, config.user_span, state["shares"])
+        trainer._settled_shares = state["shares"]
+        trainer.rounds = state["rounds"]
+        trainer.position = trainer._observed = state["position"]
+        return trainer
+
+    # parts ------------------------------------------------------------------------------------------------------------
+
+    def _first(self, records: Sequence[Feedback], start: int, bad: Sequence[int], started: float) -> Round:
+        self.challenger = fit_first(self.log, records, start, self.lists, self.config, self.seed)
+        nan = math.nan
+        seconds = time.monotonic() - started
+        served = _mean(_served_gains([r for at, r in enumerate(records) if at not in set(bad)]))
+        return Round(self.rounds, "first", None, None, len(records), len(bad), served, nan, nan, nan, 0.0, seconds)
+
+    def _compare(
+        self, records: Sequence[Feedback], start: int, served: ServedLists, bad: Sequence[int], started: float
+    ) -> Round:
+        challenger = self.challenger
+        assert challenger is not None
+        unreadable = set(bad)
+        asked = [at for at, r in enumerate(records) if r.candidates is not None and at not in unreadable]
+        users = [records[at].user_id for at in asked]
+        state = challenger.state(self.log)
+        places, features = Contender(state, self.serving, self.options).rank(self.log, records, served)
+        own, as_served = gains(places[asked]), _served_gains([records[at] for at in asked])
+        champion = self._gains(self.champion, records, served, asked, as_served)
+        if challenger.windows or self.champion.contender is None:
+            self.evidence.add(users, champion, own)
+        if self.former is not None:
+            self.watch.add(users, self._gains(self.former, records, served, asked, as_served), champion)
+        action, decision = self._decide()
+        evaluated = time.monotonic()
+        if action == "promote":
+            self._candidate = state
+        elif action == "discard":
+            self._restart()
+        lists = served._replace(features=features).lists()
+        loss = math.nan
+        # A challenger that begins anew begins with this window: described by its former self, which had not seen it.
+        if self.challenger is not None and action != "rollback":
+            loss = self.challenger.learn(self.log, start, records, lists)
+        return Round(
+            number=self.rounds,
+            action=action,
+            decision=decision,
+            model=self._candidate,
+            records=len(records),
+            unreadable=len(bad),
+            served_ndcg=_mean(as_served),
+            champion_ndcg=_mean(champion),
+            challenger_ndcg=_mean(own),
+            loss=loss,
+            evaluation_seconds=evaluated - started,
+            training_seconds=time.monotonic() - evaluated,
+        )
+
+    def _decide(self) -> tuple[Action, Decision]:
+        config, seed = self.config, self.seed + self.rounds
+        if self.former is not None:
+            watched = self.watch.failed(config.watch, config.gate, seed)
+            if watched.verdict == "discard":
+                return "rollback", watched
+        decision = self.evidence.judge(config.gate, seed)
+        return decision.verdict, decision
+
+    def _gains(
+        self, model: Champion, records: Sequence[Feedback], served: ServedLists, asked: Sequence[int], as_served: F64
+    ) -> F64:
+        """What was served stands for a champion that cannot be run here: a bundle without training weights."""
+        if model.contender is None:
+            return as_served
+        return gains(model.contender.rank(self.log, records, served)[0][asked])
+
+    def _restart(self) -> None:
+        """A challenger that goes on from the champion; without one, a first model is fitted again."""
+        state = self.champion.state
+        self.challenger = None if state is None else self._new_challenger(state)
+        self.evidence.clear()
+
+    def _champion(self, version: str, state: TrainingState | None) -> Champion:
+        contender = None if state is None else Contender(state, self.serving, self.options)
+        return Champion(version, state, contender)
+
+    def _new_challenger(self, state: TrainingState) -> Challenger:
+        return Challenger(state, self.config.encoder, self.config.ranker, self.lists, self.seed)
+
+
+def _served_gains(records: Sequence[Feedback]) -> F64:
+    places = [0 if record.candidates is None else record.candidates.place for record in records]
+    found = np.array(places, np.float64)
+    return gains(np.where(found > 0, found, np.inf))
+
+
+def _mean(values: F64) -> float:
+    return float(values.mean()) if len(values) else math.nan

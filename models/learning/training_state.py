@@ -1,0 +1,148 @@
+"""What training goes on from: both networks as they are served, and what the trainers know beside them.
+
+One safetensors file in a bundle, which no worker reads. Trainers made of it stand where they stand when a fit has just
+ended. No pickle.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from models.domain.candidates import SOURCE_COUNT
+from models.domain.errors import RecommenderError
+from models.domain.features import FEATURE_COUNT
+from models.domain.ports import F32
+from models.learning.encoder_trainer import EncoderConfig, EncoderTrainer
+from models.learning.encoder_weights import EncoderWeights
+from models.learning.ranker_trainer import RankerConfig, RankerTrainer
+from models.learning.ranker_weights import RankerWeights
+
+SCHEMA = 1
+# A source that never reached what was chosen keeps this worth, so that it is still heard and can prove itself.
+LEAST_WORTH = 0.05
+_META = "state"
+
+
+class TrainingStateError(RecommenderError):
+    """A training file that cannot be read, or that another release wrote."""
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """N items, S candidate sources."""
+
+    item_ids: tuple[str, ...]
+    """One a row of the item table."""
+    kinds: tuple[str, ...]
+    encoder: EncoderWeights
+    """As served: averaged weights."""
+    trained: npt.NDArray[np.bool_]
+    """bool[N], items that a training event named."""
+    cold_offset: float
+    """Part of the encoder's `cold_bias`: what new items are lifted by."""
+    ranker: Mapping[str, npt.NDArray[Any]]
+    """`RankerTrainer.tensors`."""
+    candidates: int
+    """Candidates of a list that the ranker is served with."""
+    reached: npt.NDArray[np.float64]
+    """float64[S], in how many of `reachable` lists a source came to what was chosen."""
+    reachable: float
+
+    @classmethod
+    def of(
+        cls,
+        encoders: EncoderTrainer,
+        rankers: RankerTrainer,
+        *,
+        item_ids: tuple[str, ...],
+        kinds: tuple[str, ...],
+        candidates: int,
+        reached: npt.NDArray[np.float64],
+        reachable: float,
+    ) -> TrainingState:
+        weights = encoders.served()
+        return cls(
+            item_ids=item_ids[: len(weights.item_id)],
+            kinds=kinds,
+            encoder=weights,
+            trained=encoders.trained.copy(),
+            cold_offset=encoders.cold_offset,
+            ranker={name: each.numpy() for name, each in rankers.tensors().items()},
+            candidates=candidates,
+            reached=reached.copy(),
+            reachable=reachable,
+        )
+
+    def encoders(self, config: EncoderConfig, seed: int) -> EncoderTrainer:
+        return EncoderTrainer.of(config, self.encoder, self.trained, self.cold_offset, seed=seed)
+
+    def rankers(self, config: RankerConfig, seed: int) -> RankerTrainer:
+        return RankerTrainer.of(config, seed, {name: torch.tensor(each) for name, each in self.ranker.items()})
+
+    def ranker_weights(self) -> RankerWeights:
+        return self.rankers(RankerConfig(), 0).weights()
+
+    def worth(self) -> F32:
+        return source_worth(self.reached, self.reachable)
+
+    def encode(self) -> bytes:
+        arrays = {f"encoder.{name}": each for name, each in self.encoder.arrays().items()}
+        arrays |= {f"ranker.{name}": each for name, each in self.ranker.items()}
+        meta = {
+            "schema": SCHEMA,
+            "item_ids": self.item_ids,
+            "kinds": self.kinds,
+            "cold_offset": self.cold_offset,
+            "candidates": self.candidates,
+            "reachable": self.reachable,
+        }
+        arrays |= {"trained": self.trained, "reached": self.reached}
+        arrays[_META] = np.frombuffer(json.dumps(meta).encode(), np.uint8)
+        return save({name: np.ascontiguousarray(each).reshape(each.shape) for name, each in arrays.items()})
+
+    @classmethod
+    def decode(cls, data: bytes) -> TrainingState:
+        """Raises: TrainingStateError."""
+        try:
+            arrays = load(data)
+            meta = json.loads(arrays.pop(_META).tobytes())
+            if meta["schema"] != SCHEMA:
+                raise TrainingStateError(f"training file of schema {meta['schema']}, this release reads {SCHEMA}")
+            encoder = EncoderWeights(**{each.name: arrays[f"encoder.{each.name}"] for each in fields(EncoderWeights)})
+            ranker = {name.removeprefix("ranker."): each for name, each in arrays.items() if name.startswith("ranker.")}
+            state = cls(
+                item_ids=tuple(meta["item_ids"]),
+                kinds=tuple(meta["kinds"]),
+                encoder=encoder,
+                trained=arrays["trained"].astype(np.bool_),
+                cold_offset=float(meta["cold_offset"]),
+                ranker=ranker,
+                candidates=int(meta["candidates"]),
+                reached=arrays["reached"].astype(np.float64),
+                reachable=float(meta["reachable"]),
+            )
+            lengths = {len(state.item_ids), len(state.trained), len(encoder.item_id), len(encoder.item_bias)}
+            features = len(ranker["raw.mean"])
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise TrainingStateError(f"no training file that can be read: {error!r}") from error
+        if len(lengths) != 1 or len(state.kinds) != len(encoder.kind) or len(state.reached) != SOURCE_COUNT:
+            raise TrainingStateError("a training file whose parts do not fit each other")
+        if features != FEATURE_COUNT:
+            raise TrainingStateError(f"a ranker of {features} features, this release has {FEATURE_COUNT}")
+        return state
+
+
+def source_worth(reached: npt.NDArray[np.float64], reachable: float) -> F32:
+    """float32[S], in which share of the lists each source came to what was chosen."""
+    if reachable == 0:
+        return np.ones(SOURCE_COUNT, np.float32)
+    return np.maximum(reached / reachable, LEAST_WORTH).astype(np.float32)
