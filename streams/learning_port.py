@@ -7,37 +7,37 @@ from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
 from models.domain.feedback import Record
-from models.domain.ports import F32
 
-Decision = Literal["wait", "first", "promote", "keep", "discard", "rollback"]
+Decision = Literal["first", "promote", "keep", "discard", "rollback"]
 
 
 class Round(NamedTuple):
     """What a round led to."""
 
     decision: Decision
-    """`wait` = too little to go on; `first` = there was no learned model; `rollback` = back to the former champion."""
+    """`first` = a first model was fitted, which the next rounds compare with what is served; `promote` and `rollback`
+    wait for a release, and for `promoted` or `rolled_back`."""
     reason: str
     """For people, with the figures that decided."""
     figures: Mapping[str, float]
 
 
 class OnlineLearner(Protocol):
-    """A champion that is served, a challenger that learns. One thread at a time."""
+    """A champion that is served, a challenger that learns. Used by one thread at a time."""
 
     def adopt(self, bundle: Path) -> None:
-        """The bundle in that directory is champion now; the challenger starts from it. Raises: BundleError."""
+        """The bundle in that directory is champion; one that is already changes nothing. Raises: BundleError."""
         ...
 
-    def declare(self, item_ids: Sequence[str], text: F32) -> None:
-        """Items joined the catalogue, or their text changed. Args: text: float32[n, E], L2-normalised."""
+    def declare(self, item_ids: Sequence[str], texts: Sequence[str]) -> None:
+        """Items joined the catalogue, or their text changed."""
         ...
 
-    def append(self, records: Sequence[Record], texts: Mapping[str, F32]) -> int:
+    def append(self, records: Sequence[Record], offsets: Mapping[int, int]) -> int:
         """Take records over; durable after the next `flush`. One that was taken before is dropped.
 
         Args:
-            texts: embedding of each text that the records carry.
+            offsets: partition -> next offset after these records.
         Returns: how many were new.
         """
         ...
@@ -47,13 +47,23 @@ class OnlineLearner(Protocol):
         ...
 
     @property
+    def offsets(self) -> Mapping[int, int]:
+        """Partition -> next offset after what is on disk."""
+        ...
+
+    @property
     def waiting(self) -> int:
         """Records since the last round."""
         ...
 
     @property
-    def buffered(self) -> tuple[int, float]:
-        """Records in the replay buffer, and seconds between its oldest and newest event."""
+    def needed(self) -> int:
+        """Records that make a round worth its time."""
+        ...
+
+    @property
+    def buffered(self) -> tuple[int, int]:
+        """Records in the replay buffer, and their bytes."""
         ...
 
     def round(self) -> Round:
@@ -65,5 +75,11 @@ class OnlineLearner(Protocol):
         ...
 
     def promoted(self, bundle: Path) -> None:
-        """What `write` wrote is champion now; the challenger goes on learning. Durable when it returns."""
+        """What `write` wrote is champion, and lies in that directory from now on."""
         ...
+
+    def rolled_back(self) -> None:
+        """The champion before is champion again."""
+        ...
+
+    def close(self) -> None: ...

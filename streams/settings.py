@@ -233,13 +233,13 @@ class Settings(BaseSettings):
     )
 
     trainer_round_records: int = _setting(
-        1_000, "Trainer", "Records of feedback after which challenger and champion are compared.", ge=50, le=1_000_000
+        500, "Trainer", "Records of feedback after which challenger and champion are compared.", ge=50, le=1_000_000
     )
     trainer_round_seconds: float = _setting(
         600, "Trainer", "Time after which they are compared with however many records there are.", ge=1
     )
-    replay_records: int = _setting(
-        200_000, "Trainer", "Records kept on disk to learn from again.", ge=1_000, le=100_000_000
+    replay_bytes: int = _setting(
+        4_294_967_296, "Trainer", "Records kept on disk to learn from again.", ge=1_000_000, le=2**50
     )
     trainer_metrics_port: int = _setting(
         9465, "Trainer", "Port for the trainer's `/metrics` and probes; 0 = any free one.", ge=0, le=65_535

@@ -21,10 +21,9 @@ from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener
 from aiokafka.errors import KafkaError
 
 from models.domain.catalogue import content_hash, content_text
-from models.domain.errors import EventDecodeError, RecommenderError
+from models.domain.errors import BundleError, EventDecodeError, RecommenderError
 from models.domain.events import EventContract, Item
-from models.domain.feedback import Feedback, Record, decode_feedback
-from models.domain.ports import TextEncoder
+from models.domain.feedback import Record, decode_feedback
 from streams.health import HealthServer
 from streams.kafka.admin import TopicError, describe_topics
 from streams.kafka.broadcast import BroadcastReader
@@ -51,7 +50,8 @@ FLUSH_SECONDS = 10.0
 LONGEST_ROUND_MS = 3_600_000
 # Texts encoded in one call; a large catalogue takes minutes and must be heard to stop.
 ENCODE_BATCH = 64
-ADOPT_ATTEMPTS = 5
+# A registry that is away for longer than half a minute fails what is done; the next round does it anew.
+REGISTRY_ATTEMPTS = 5
 
 
 class TrainerError(RecommenderError):
@@ -63,24 +63,17 @@ class Trainer:
 
     Args:
         bundle: what workers serve while nothing was released.
-        text_encoder: the one whose embeddings the bundles know.
     """
 
     def __init__(
         self,
         settings: Settings,
         learner: OnlineLearner,
-        text_encoder: TextEncoder,
         bundle: Path,
         stop: asyncio.Event,
     ) -> None:
-        self.settings, self.learner, self.text_encoder, self.bundle, self.stop = (
-            settings,
-            learner,
-            text_encoder,
-            bundle,
-            stop,
-        )
+        self.settings, self.learner, self.bundle, self.stop = settings, learner, bundle, stop
+        self.directory = settings.data_dir / "trainer"
         self.names = TopicNames(settings.topic_prefix)
         self.connection = KafkaConnection.from_settings(settings)
         self.contract = EventContract(settings.interaction_strengths)
@@ -88,7 +81,7 @@ class Trainer:
         self.registry = Registry(settings.registry_url)
         self.publisher = Publisher(self.connection, client_id="streamrec-trainer")
         self.releases = ReleaseLog(self.connection, self.names.models, self.publisher)
-        # One thread: the learner, the text encoder and the registry are used one after the other.
+        # One thread: learner and registry are used one after the other.
         self.executor = ThreadPoolExecutor(1, thread_name_prefix="trainer")
         self.failure: BaseException | None = None
         self.ready = False
@@ -128,6 +121,7 @@ class Trainer:
             self.ready = False
             await asyncio.gather(*(reader.stop() for reader in readers), self.publisher.stop(), return_exceptions=True)
             self.executor.shutdown(wait=True, cancel_futures=True)
+            self.learner.close()
             await self.health.stop()
 
     # the road of a record ---------------------------------------------------------------------------------------------
@@ -147,7 +141,7 @@ class Trainer:
             max_poll_interval_ms=LONGEST_ROUND_MS,
             partition_assignment_strategy=[SingleOwnerAssignor()],
         )
-        consumer.subscribe([self.names.feedback], listener=_Listener(self))
+        consumer.subscribe([self.names.feedback], listener=_Listener(self, consumer))
         await consumer.start()
         try:
             self.ready = True
@@ -178,10 +172,12 @@ class Trainer:
             except EventDecodeError as error:
                 bad += 1
                 log.warning("%s/%d offset %d is no feedback: %s", record.topic, record.partition, record.offset, error)
-        texts = await self._encode(dict.fromkeys(one.text for one in taken if isinstance(one, Feedback) and one.text))
-        new = await self._in_thread(self.learner.append, taken, texts)
+        offsets: dict[int, int] = {}
+        for record in records:
+            offsets[record.partition] = max(record.offset + 1, offsets.get(record.partition, 0))
+        new = await self._in_thread(self.learner.append, taken, offsets)
         self._unflushed += len(records)
-        self.metrics.count_records(taken=new, repeated=len(taken) - new, bad=bad)
+        self.metrics.count_records(taken=new, bad=bad)
 
     async def _flush(self, consumer: Any) -> None:
         """On disk first, then committed: a crash between the two reads again what is known already."""
@@ -195,9 +191,9 @@ class Trainer:
         self._flushed, self._unflushed = time.monotonic(), 0
 
     def _due(self) -> bool:
-        settings, waiting = self.settings, self.learner.waiting
-        late = time.monotonic() - self._rounded > settings.trainer_round_seconds
-        return self.leads and (waiting >= settings.trainer_round_records or (late and waiting > 0))
+        waiting, needed = self.learner.waiting, self.learner.needed
+        late = time.monotonic() - self._rounded > self.settings.trainer_round_seconds
+        return self.leads and (waiting >= needed or (late and waiting > 0))
 
     # rounds and releases ----------------------------------------------------------------------------------------------
 
@@ -208,28 +204,23 @@ class Trainer:
         self._rounded = time.monotonic()
         self.metrics.observe_round(done.decision, self._rounded - started, done.figures)
         log.info("round: %s", done.decision, extra={"reason": done.reason, **done.figures})
-        if done.decision in ("first", "promote"):
+        if done.decision == "promote":
             await self._promote(consumer, done)
         elif done.decision == "rollback":
             await self._roll_back(consumer, done)
 
     async def _promote(self, consumer: Any, done: Round) -> None:
-        folder = Path(tempfile.mkdtemp(prefix="challenger-", dir=self.settings.data_dir))
+        folder = Path(tempfile.mkdtemp(prefix="challenger-", dir=self.directory))
         try:
             bundle = await self._in_thread(self.learner.write, folder / "bundle")
             version = await self._in_thread(self.registry.publish, bundle)
             if not await self._still_leads(consumer):
                 return
-            await self.releases.promote(
-                version,
-                manifest=self.registry.manifest(version),
-                by="trainer",
-                reason=done.reason,
-                figures=done.figures,
-            )
-            await self._in_thread(self.learner.promoted, bundle)
-            self._now_champion(version)
-        except (RegistryError, RecommenderError) as error:
+            manifest = await self._in_thread(self.registry.manifest, version)
+            await self.releases.promote(manifest, by="trainer", reason=done.reason, figures=done.figures)
+            await self._in_thread(self.learner.promoted, await self._fetched(version))
+            await self._now_champion(version)
+        except RecommenderError as error:
             # The champion stays; the next round decides again.
             self.metrics.count_failure("promote")
             log.error("the challenger could not be released: %s", error)
@@ -242,7 +233,9 @@ class Trainer:
                 return
             release = await self.releases.roll_back(by="trainer", reason=done.reason)
             log.warning("rolled back to %s: %s", release.version, done.reason)
-            self._changed.set()
+            await self._in_thread(self.learner.rolled_back)
+            await self._in_thread(self.learner.adopt, await self._fetched(release.version))
+            await self._now_champion(release.version)
         except RecommenderError as error:
             self.metrics.count_failure("rollback")
             log.error("the champion could not be rolled back: %s", error)
@@ -260,29 +253,38 @@ class Trainer:
         """Let the learner start from what is champion now: the newest release, else the bundle of the settings."""
         self._changed.clear()
         champion = self.releases.champion
-        version = "" if champion is None else champion.version
-        if champion is None:
-            published = await self._in_thread(self.registry.publish, self.bundle)
-            await self._in_thread(self.learner.adopt, self.bundle)
-            version = published
-        elif version != self._champion:
-            into = self.settings.data_dir / "bundles"
-            for attempt in range(ADOPT_ATTEMPTS):
-                try:
-                    path = await self._in_thread(partial(self.registry.fetch, version, into, training=True))
-                    await self._in_thread(self.learner.adopt, path)
-                    break
-                except RegistryError as error:
-                    if attempt + 1 == ADOPT_ATTEMPTS:
-                        raise TrainerError(f"the champion {version} cannot be had: {error}") from error
-                    await asyncio.sleep(2.0**attempt)
-        self._now_champion(version)
+        # What workers serve unreleased goes into the registry too: the first release can be rolled back to it.
+        version = champion.version if champion is not None else await self._retrying(self.registry.publish, self.bundle)
+        if version == self._champion:
+            return
+        try:
+            await self._in_thread(self.learner.adopt, await self._fetched(version))
+        except BundleError as error:
+            raise TrainerError(f"the champion {version} cannot be learned on from: {error}") from error
+        await self._now_champion(version)
 
-    def _now_champion(self, version: str) -> None:
+    async def _fetched(self, version: str) -> Path:
+        return await self._retrying(partial(self.registry.fetch, training=True), version, self.directory / "bundles")
+
+    async def _retrying(self, work: Callable[..., T], *arguments: Any) -> T:
+        """Raises: RegistryError when it stays away, or refuses."""
+        for attempt in range(REGISTRY_ATTEMPTS):
+            try:
+                return await self._in_thread(work, *arguments)
+            except RegistryError as error:
+                if not error.retryable or attempt + 1 == REGISTRY_ATTEMPTS:
+                    raise
+                log.warning("the registry does not answer, attempt %d: %s", attempt + 1, error)
+                self.metrics.count_failure("registry")
+            await asyncio.sleep(2.0**attempt)
+        raise AssertionError
+
+    async def _now_champion(self, version: str) -> None:
         self._champion = version
         champion = self.releases.champion
-        since = champion.at_ms / 1_000 if champion is not None else time.time()
-        self.metrics.set_champion(version, since)
+        self.metrics.set_champion(version, time.time() if champion is None else champion.at_ms / 1_000)
+        kept = {version, *((champion.previous,) if champion is not None else ())}
+        await self._in_thread(_keep_only, self.directory / "bundles", kept)
 
     # catalogue and releases as they come ------------------------------------------------------------------------------
 
@@ -303,8 +305,8 @@ class Trainer:
             new = [item for item in batch if self._hashes.get(str(item.item_id)) != content_hash(item)]
             if not new:
                 continue
-            vectors = await self._in_thread(self.text_encoder.encode_many, [content_text(item) for item in new])
-            await self._in_thread(self.learner.declare, [str(item.item_id) for item in new], vectors)
+            ids, texts = [str(item.item_id) for item in new], [content_text(item) for item in new]
+            await self._in_thread(self.learner.declare, ids, texts)
             self._hashes |= {str(item.item_id): content_hash(item) for item in new}
 
     async def _on_releases(self, records: Sequence[Any]) -> None:
@@ -314,14 +316,6 @@ class Trainer:
                 self._changed.set()
 
     # parts ------------------------------------------------------------------------------------------------------------
-
-    async def _encode(self, texts: Iterable[str]) -> dict[str, Any]:
-        wanted = list(texts)
-        found: dict[str, Any] = {}
-        for start in range(0, len(wanted), ENCODE_BATCH):
-            batch = wanted[start : start + ENCODE_BATCH]
-            found |= zip(batch, await self._in_thread(self.text_encoder.encode_many, batch), strict=True)
-        return found
 
     async def _in_thread(self, work: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self.executor, partial(work, *arguments))
@@ -354,12 +348,28 @@ class Trainer:
 
 
 class _Listener(ConsumerRebalanceListener):
-    def __init__(self, trainer: Trainer) -> None:
-        self._trainer = trainer
+    def __init__(self, trainer: Trainer, consumer: Any) -> None:
+        self._trainer, self._consumer = trainer, consumer
 
     async def on_partitions_revoked(self, revoked: Iterable[Any]) -> None:
         self._trainer.leads = False
 
     async def on_partitions_assigned(self, assigned: Iterable[Any]) -> None:
-        self._trainer.leads = bool(list(assigned))
+        """Go on behind what is on disk where that is further than what was committed."""
+        partitions = list(assigned)
+        known = self._trainer.learner.offsets
+        ends = await self._consumer.end_offsets(partitions) if partitions else {}
+        for partition in partitions:
+            kept = known.get(partition.partition, 0)
+            committed = await self._consumer.committed(partition) or 0
+            # An end before it is that of a topic which was made anew.
+            if committed < kept <= ends[partition]:
+                self._consumer.seek(partition, kept)
+        self._trainer.leads = bool(partitions)
         log.info("this trainer %s", "leads" if self._trainer.leads else "stands by")
+
+
+def _keep_only(folder: Path, versions: set[str | None]) -> None:
+    for path in folder.iterdir():
+        if path.name not in versions:
+            shutil.rmtree(path, ignore_errors=True)

@@ -8,7 +8,7 @@ from streams.metric_base import MetricSet
 
 # An update of a thousand records takes seconds, a first fit of a long buffer minutes.
 ROUND_BUCKETS = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0, 180.0, 600.0, 1_800.0)
-DECISIONS = ("wait", "first", "promote", "keep", "discard", "rollback")
+DECISIONS = ("first", "promote", "keep", "discard", "rollback")
 
 
 class TrainerMetrics(MetricSet):
@@ -16,7 +16,7 @@ class TrainerMetrics(MetricSet):
 
     def __init__(self) -> None:
         super().__init__()
-        self._records = self._counter("trainer_records", "Records of `feedback`: taken, repeated, bad.", "outcome")
+        self._records = self._counter("trainer_records", "Records of `feedback`: taken, bad.", "outcome")
         self._round = self._histogram(
             "trainer_round_seconds", "Time of a round: compare, decide, train.", ROUND_BUCKETS
         )
@@ -30,25 +30,19 @@ class TrainerMetrics(MetricSet):
         self._margin_high = self._gauge("trainer_margin_high", "Upper end of it.")
         self._compared = self._gauge("trainer_compared_records", "Records that the margin stands on.")
         self._buffer = self._gauge("trainer_buffer_records", "Records in the replay buffer.")
-        self._buffer_age = self._gauge(
-            "trainer_buffer_age_seconds", "Between the oldest and the newest event of the replay buffer."
-        )
+        self._buffer_bytes = self._gauge("trainer_buffer_bytes", "Their bytes on disk.")
         self._lag = self._gauge("trainer_lag_records", "Records of `feedback` not read yet.")
         self._leads = self._gauge("trainer_leads", "1 where this trainer has the partitions, 0 where it stands by.")
         self._champion = self._gauge("trainer_champion_info", "1 for the version that is champion.", "version")
         self._champion_since = self._gauge("trainer_champion_since_seconds", "Unix time of the champion's release.")
-        self._drift = self._gauge(
-            "trainer_score_drift",
-            "Change of the mean score of what was chosen, in deviations, since the champion's fit.",
-        )
         self._failures = self._counter("trainer_failures", "Releases that could not be made, by step.", "step")
         for decision in DECISIONS:
             self._decisions.labels(decision)
-        for outcome in ("taken", "repeated", "bad"):
+        for outcome in ("taken", "bad"):
             self._records.labels(outcome)
 
-    def count_records(self, *, taken: int, repeated: int, bad: int) -> None:
-        for outcome, count in (("taken", taken), ("repeated", repeated), ("bad", bad)):
+    def count_records(self, *, taken: int, bad: int) -> None:
+        for outcome, count in (("taken", taken), ("bad", bad)):
             self._records.labels(outcome).inc(count)
 
     def observe_round(self, decision: str, seconds: float, figures: Mapping[str, float]) -> None:
@@ -64,20 +58,19 @@ class TrainerMetrics(MetricSet):
             ("margin_low", self._margin_low),
             ("margin_high", self._margin_high),
             ("compared", self._compared),
-            ("score_drift", self._drift),
         ):
             if name in figures:
                 gauge.set(figures[name])
-        for model in ("champion", "challenger"):
+        for model in ("served", "champion", "challenger"):
             if f"{model}_ndcg_at_10" in figures:
                 self._ndcg.labels(model).set(figures[f"{model}_ndcg_at_10"])
         for network in ("encoder", "ranker"):
             if f"{network}_loss" in figures:
                 self._loss.labels(network).set(figures[f"{network}_loss"])
 
-    def set_buffer(self, records: int, age_seconds: float) -> None:
+    def set_buffer(self, records: int, size: int) -> None:
         self._buffer.set(records)
-        self._buffer_age.set(age_seconds)
+        self._buffer_bytes.set(size)
 
     def set_lag(self, records: int) -> None:
         self._lag.set(records)

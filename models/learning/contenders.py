@@ -28,8 +28,8 @@ F64 = npt.NDArray[np.float64]
 class Serving(NamedTuple):
     """How weights become what ranks: the command line knows, since only it may export."""
 
-    encoder: Callable[[EncoderWeights, Sequence[str]], UserEncoder]
-    """Weights and item ids."""
+    encoder: Callable[[EncoderWeights, Sequence[str], Sequence[str]], UserEncoder]
+    """Weights, item ids and kinds."""
     ranker: Callable[[RankerWeights, int, F32], Ranker]
     """Weights, candidates of a list, worth of the sources."""
 
@@ -39,7 +39,7 @@ class Contender:
 
     def __init__(self, state: TrainingState, serving: Serving, options: PipelineOptions) -> None:
         self.weights, self.options = state.encoder, options
-        self.encoder = serving.encoder(state.encoder, state.item_ids)
+        self.encoder = serving.encoder(state.encoder, state.item_ids, state.kinds)
         self.ranker = serving.ranker(state.ranker_weights(), state.candidates, state.worth())
 
     def rank(

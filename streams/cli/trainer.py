@@ -67,16 +67,21 @@ def trainer(settings: Settings) -> None:
 
 async def _serve(settings: Settings, bundle: Path) -> None:
     from models.domain.events import EventContract
+    from models.learning.online_config import OnlineConfig
     from streams.cli.learning import BundleLearner
     from streams.container import pipeline_options, read_bundle
     from streams.trainer import Trainer
 
     stop = asyncio.Event()
     stop_on_signals(stop.set)
-    served = read_bundle(settings, bundle)
-    options = pipeline_options(settings, EventContract(settings.interaction_strengths))
-    learner = BundleLearner(settings, bundle, options)
-    running = asyncio.create_task(Trainer(settings, learner, served.text_encoder, bundle, stop).run(), name="trainer")
+    learner = BundleLearner(
+        settings.data_dir / "trainer",
+        pipeline_options(settings, EventContract(settings.interaction_strengths)),
+        read_bundle(settings, bundle).text_encoder,
+        config=OnlineConfig(window=settings.trainer_round_records),
+        replay_bytes=settings.replay_bytes,
+    )
+    running = asyncio.create_task(Trainer(settings, learner, bundle, stop).run(), name="trainer")
     asked = asyncio.create_task(stop.wait())
     await asyncio.wait({running, asked}, return_when=asyncio.FIRST_COMPLETED)
     asked.cancel()

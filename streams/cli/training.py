@@ -14,6 +14,7 @@ from models.domain.features import FEATURES, PRESENCE
 
 if TYPE_CHECKING:
     from models.domain.ports import F32, Ranker, UserEncoder, ValueReader
+    from models.learning.contenders import Serving
     from models.learning.encoder_weights import EncoderWeights
     from models.learning.ranker_weights import RankerWeights
     from models.learning.reviews import FittedReader
@@ -21,27 +22,38 @@ if TYPE_CHECKING:
     from streams.cli.replaying import Prepared
 
 
-def make_training(events: Sequence[Event], prepared: Prepared, *, seed: int, report: Callable[[str], None]) -> Training:
+def serving() -> Serving:
+    """Weights in the form in which a worker serves them, without a bundle on disk."""
     from export.learned import open_towers
     from export.ranker_graph import ranker_graph
-    from export.review_value import export_review_value, open_review_value
     from models.encoders.ranker import OnnxRanker
     from models.encoders.session import CPU, open_session
+    from models.learning.contenders import Serving
+
+    def encoder(weights: EncoderWeights, item_ids: Sequence[str], kinds: Sequence[str]) -> UserEncoder:
+        return open_towers(weights, item_ids, kinds)[0]
+
+    def ranker(weights: RankerWeights, candidates: int, worth: F32) -> Ranker:
+        session = open_session("ranker", ranker_graph(weights, PRESENCE), [CPU], 1)
+        return OnnxRanker(
+            session, features=FEATURES, initial_weights=None, candidates=candidates, source_weights=worth.tolist()
+        )
+
+    return Serving(encoder, ranker)
+
+
+def make_training(events: Sequence[Event], prepared: Prepared, *, seed: int, report: Callable[[str], None]) -> Training:
+    from export.review_value import export_review_value, open_review_value
     from models.learning.log import LogBuilder
     from models.learning.training import Training, TrainingConfig, use_threads
 
     use_threads(1)  # both networks are small: a second thread gains a fifth and takes a core
     kinds, ids = prepared.bundle.user_encoder.kinds, prepared.pipeline.catalogue.ids
     builder = LogBuilder(events, ids, prepared.item_text, prepared.texts, kinds, prepared.options)
+    form = serving()
 
     def make_encoder(weights: EncoderWeights) -> UserEncoder:
-        return open_towers(weights, builder.item_ids[: len(weights.item_id)], kinds)[0]
-
-    def make_ranker(weights: RankerWeights, candidates: int, worth: F32) -> Ranker:
-        session = open_session("ranker", ranker_graph(weights, PRESENCE), [CPU], 1)
-        return OnnxRanker(
-            session, features=FEATURES, initial_weights=None, candidates=candidates, source_weights=worth.tolist()
-        )
+        return form.encoder(weights, builder.item_ids[: len(weights.item_id)], kinds)
 
     def make_reader(fitted: FittedReader) -> ValueReader:
         return open_review_value(export_review_value(*fitted)[0])
@@ -51,7 +63,7 @@ def make_training(events: Sequence[Event], prepared: Prepared, *, seed: int, rep
         TrainingConfig(),
         seed=seed,
         make_encoder=make_encoder,
-        make_ranker=make_ranker,
+        make_ranker=form.ranker,
         make_reader=make_reader,
         report=report,
     )

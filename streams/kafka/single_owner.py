@@ -25,7 +25,7 @@ class SingleOwnerAssignor(AbstractPartitionAssignor):
     def __init__(self, since_ms: int | None = None) -> None:
         self._since_ms = time.time_ns() // 1_000_000 if since_ms is None else since_ms
 
-    def metadata(self, topics: Iterable[str]) -> ConsumerProtocolMemberMetadata:  # type: ignore[override]
+    def metadata(self, topics: Iterable[str]) -> ConsumerProtocolMemberMetadata:
         return ConsumerProtocolMemberMetadata(0, list(topics), str(self._since_ms).encode())
 
     @classmethod

@@ -19,45 +19,23 @@ from typing import Any
 import numpy as np
 
 from export.learned import TRAINING, open_towers
-from export.ranker_graph import ranker_graph
 from models.domain.batch import BatchResult, Incoming
 from models.domain.evaluation import hit, interval_by_user, ndcg
 from models.domain.events import Event, EventContract, Interaction
-from models.domain.features import FEATURES, PRESENCE
 from models.domain.feedback import Feedback, decode_feedback, encode_feedback
-from models.domain.ports import F32, Ranker, UserEncoder
 from models.domain.state import UserState
-from models.encoders.ranker import OnnxRanker
-from models.encoders.session import CPU, open_session
-from models.learning.contenders import Serving
-from models.learning.encoder_weights import EncoderWeights
 from models.learning.gate import GateRule
 from models.learning.online import OnlineTrainer, Round
 from models.learning.online_config import OnlineConfig
-from models.learning.ranker_weights import RankerWeights
 from models.learning.training_state import TrainingState
 from streams.cli.common import use_one_blas_thread
 from streams.cli.lines import BadLines
 from streams.cli.replaying import Prepared, prepare, read_events, read_items
+from streams.cli.training import serving
 from streams.settings import Settings
 
 # Events a call of the pipeline: a round can come after each.
 BATCH = 50
-
-
-def serving(kinds: Sequence[str]) -> Serving:
-    """Weights as a worker would serve them, without a bundle on disk."""
-
-    def encoder(weights: EncoderWeights, item_ids: Sequence[str]) -> UserEncoder:
-        return open_towers(weights, item_ids, kinds)[0]
-
-    def ranker(weights: RankerWeights, candidates: int, worth: F32) -> Ranker:
-        session = open_session("ranker", ranker_graph(weights, PRESENCE), [CPU], 1)
-        return OnnxRanker(
-            session, features=FEATURES, initial_weights=None, candidates=candidates, source_weights=worth.tolist()
-        )
-
-    return Serving(encoder, ranker)
 
 
 class Stream:
@@ -74,7 +52,7 @@ class Stream:
     def serve(self, version: str, state: TrainingState) -> None:
         """Switch between two batches, as a worker does."""
         user, item = open_towers(state.encoder, state.item_ids, state.kinds)
-        ranker = serving(state.kinds).ranker(state.ranker_weights(), state.candidates, state.worth())
+        ranker = serving().ranker(state.ranker_weights(), state.candidates, state.worth())
         catalogue = self.pipeline.catalogue
         self.pipeline.use(user, ranker, version, self.pipeline.reader)
         text = np.zeros((len(catalogue), self.prepared.item_text.shape[1]), np.float32)
@@ -155,7 +133,7 @@ def trainer_of(prepared: Prepared, bundle: Path, config: OnlineConfig, seed: int
         kinds=state.kinds,
         text_dimension=prepared.item_text.shape[1],
         options=prepared.options,
-        serving=serving(state.kinds),
+        serving=serving(),
         config=config,
         seed=seed,
     )
