@@ -220,6 +220,17 @@ class Settings(BaseSettings):
         le=1,
     )
 
+    feedback: bool = _setting(
+        True, "Learning", "Write to `feedback`, for training, what led to each interaction; lists are the same without."
+    )
+    candidates_share: float = _setting(
+        1.0,
+        "Learning",
+        "Share of the lists asked (`asked_share`) whose candidates go into the feedback: what a ranker learns from.",
+        ge=0,
+        le=1,
+    )
+
     chunk_size: int = _setting(512, "Worker", "Largest number of events processed together.", ge=1, le=10_000)
     user_cache_size: int = _setting(50_000, "Worker", "User states kept in memory.", ge=0, le=10_000_000)
     partition_stall_seconds: float = _setting(
