@@ -51,6 +51,8 @@ def pipeline_options(settings: Settings, contract: EventContract) -> PipelineOpt
         max_future_ms=int(settings.max_future_seconds * 1_000),
         asked_share=settings.asked_share,
         value_scale=settings.value_scale,
+        feedback=settings.feedback,
+        candidates_share=settings.candidates_share,
     )
 
 

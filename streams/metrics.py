@@ -22,8 +22,8 @@ STAGES = (
     "user_encode",
     "retrieve",
     "rank",
-    "feedback",
     "delta",
+    "tell",
     "upsert",
     "publish",
 )
@@ -97,6 +97,7 @@ class Metrics(MetricSet):
         self._items = self._counter("items", "Catalogue messages: encoded, unchanged, removed, placeholder.", "outcome")
         self._deltas = self._counter("deltas", "Deltas of item statistics: sent, applied, rejected.", "outcome")
         self._delta_bytes = self._counter("delta_bytes", "Bytes of deltas of item statistics.", "direction")
+        self._feedback = self._counter("feedback", "Feedback records for training: sent, too_large.", "outcome")
         self._cache = self._counter("cache_lookups", "Look-ups by cache (user, text): hit, miss.", "cache", "result")
         self._retries = self._counter("retries", "Calls tried again after a failure.", "operation")
         self._rebalances = self._counter("rebalances", "Times that partitions were assigned to this worker.")
@@ -171,6 +172,9 @@ class Metrics(MetricSet):
         """
         self._deltas.labels(outcome).inc(count)
         self._delta_bytes.labels("sent" if outcome == "sent" else "received").inc(size)
+
+    def count_feedback(self, outcome: Literal["sent", "too_large"], count: int) -> None:
+        self._feedback.labels(outcome).inc(count)
 
     def count_items(self, outcome: Literal["encoded", "unchanged", "removed", "placeholder"], count: int = 1) -> None:
         self._items.labels(outcome).inc(count)

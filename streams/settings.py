@@ -232,17 +232,27 @@ class Settings(BaseSettings):
         le=1,
     )
 
+    feedback: bool = _setting(
+        True, "Learning", "Write to `feedback`, for training, what led to each interaction; lists are the same without."
+    )
+    candidates_share: float = _setting(
+        1.0,
+        "Learning",
+        "Share of the lists asked (`asked_share`) whose candidates go into the feedback: what a ranker learns from.",
+        ge=0,
+        le=1,
+    )
     trainer_round_records: int = _setting(
-        500, "Trainer", "Records of feedback after which challenger and champion are compared.", ge=50, le=1_000_000
+        500, "Learning", "Records of feedback after which challenger and champion are compared.", ge=50, le=1_000_000
     )
     trainer_round_seconds: float = _setting(
-        600, "Trainer", "Time after which they are compared with however many records there are.", ge=1
+        600, "Learning", "Time after which they are compared with however many records there are.", ge=1
     )
     replay_bytes: int = _setting(
-        4_294_967_296, "Trainer", "Records kept on disk to learn from again.", ge=1_000_000, le=2**50
+        4_294_967_296, "Learning", "Records kept on disk to learn from again.", ge=1_000_000, le=2**50
     )
     trainer_metrics_port: int = _setting(
-        9465, "Trainer", "Port for the trainer's `/metrics` and probes; 0 = any free one.", ge=0, le=65_535
+        9465, "Learning", "Port for the trainer's `/metrics` and probes; 0 = any free one.", ge=0, le=65_535
     )
 
     chunk_size: int = _setting(512, "Worker", "Largest number of events processed together.", ge=1, le=10_000)

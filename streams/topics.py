@@ -27,6 +27,10 @@ EVENTS_RETENTION_MS = 30 * _DAY_MS
 REQUESTS_RETENTION_MS = 1 * _DAY_MS
 # Training replays older data too, but from its own buffer on disk; the topic bridges an absent trainer.
 FEEDBACK_RETENTION_MS = 30 * _DAY_MS
+# Candidates with their features make a record some 20 KB: a busy day would fill a disk before time runs out. 1 GiB a
+# partition holds the latest 50,000 interactions of it, a hundred rounds of training; what is older than that when a
+# trainer comes back would be the first to leave its buffer.
+FEEDBACK_RETENTION_BYTES = 1024**3
 # Exact counts need every delta since the newest snapshot, and a deployment may rest for a season before it is started
 # again.
 STATISTICS_RETENTION_MS = 365 * _DAY_MS
@@ -93,8 +97,18 @@ def topic_specs(names: TopicNames, *, partitions: int = 4, replication_factor: i
             and one partition gives the deltas one order.
     """
 
-    def spec(name: str, key: str, *, retention_ms: int | None, max_bytes: int, only_one: bool = False) -> TopicSpec:
+    def spec(
+        name: str,
+        key: str,
+        *,
+        retention_ms: int | None,
+        max_bytes: int,
+        retention_bytes: int | None = None,
+        only_one: bool = False,
+    ) -> TopicSpec:
         kept = _COMPACTED if retention_ms is None else {"cleanup.policy": "delete", "retention.ms": str(retention_ms)}
+        if retention_bytes is not None:
+            kept = {**kept, "retention.bytes": str(retention_bytes)}
         return TopicSpec(
             name=name,
             key=key,
@@ -110,7 +124,13 @@ def topic_specs(names: TopicNames, *, partitions: int = 4, replication_factor: i
         spec(names.items, "item_id", retention_ms=None, max_bytes=source),
         spec(names.requests, "user_id", retention_ms=REQUESTS_RETENTION_MS, max_bytes=source),
         spec(names.recommendations, "user_id", retention_ms=None, max_bytes=source),
-        spec(names.feedback, "user_id", retention_ms=FEEDBACK_RETENTION_MS, max_bytes=source),
+        spec(
+            names.feedback,
+            "user_id",
+            retention_ms=FEEDBACK_RETENTION_MS,
+            max_bytes=source,
+            retention_bytes=FEEDBACK_RETENTION_BYTES,
+        ),
         spec(
             names.item_stats,
             "source partition",

@@ -187,7 +187,7 @@ class Slice:
             before, after = waves.encode(self.pipeline.encoder, self.steps)
         made = self._make_lists(before, after) if self.moments else None
         if self.options.feedback:
-            with stage("feedback"):
+            with stage("tell"):
                 self._tell(made)
 
     def _make_lists(self, before: Mapping[int, F32], after: Mapping[int, F32]) -> _Made | None:

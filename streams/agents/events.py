@@ -1,4 +1,4 @@
-"""The road of a micro-batch of events or requests: decode, load, play, share, store, publish.
+"""The road of a micro-batch of events or requests: decode, load, play, share, tell, store, publish.
 
 A loop of calls with no rule of its own: what an event does is the pipeline's; the chunk is acknowledged by the caller.
 Whatever is raised here leaves it unacknowledged and stops the worker, since its statistics may be ahead of the log.
@@ -7,6 +7,7 @@ Whatever is raised here leaves it unacknowledged and stops the worker, since its
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
@@ -18,6 +19,7 @@ from models.domain.deltas import Ledger, encode_delta
 from models.domain.errors import EventDecodeError
 from models.domain.evaluation import hit, ndcg
 from models.domain.events import EventContract, Request, encoded_text
+from models.domain.feedback import encode_feedback
 from models.domain.pipeline import Pipeline
 from models.domain.ports import F32, TextEncoder
 from streams.agents.clock import StreamClock
@@ -26,9 +28,11 @@ from streams.agents.users import UserStates
 from streams.kafka.chunks import Chunk
 from streams.kafka.dead_letters import dead_letter_message
 from streams.kafka.partitioner import partition_of
-from streams.kafka.publisher import Message, Publisher
+from streams.kafka.publisher import Message, MessageTooLargeError, Publisher
 from streams.metrics import Metrics
 from streams.topics import TopicNames
+
+log = logging.getLogger(__name__)
 
 
 class _Decoded(NamedTuple):
@@ -105,6 +109,9 @@ class EventRoad:
         await self._send(self._refused(decoded, result))
         with metrics.stage("delta"):
             await self._share(chunk, decoded, result)
+        if result.feedback:
+            with metrics.stage("tell"):
+                await self._tell(result)
         with metrics.stage("upsert"):
             await self.users.save(result.states, epoch)
         with metrics.stage("publish"):
@@ -182,6 +189,29 @@ class EventRoad:
         await self.publisher.send_many([Message(self.names.item_stats, delta.source.encode(), data)])
         self.metrics.count_deltas("sent", 1, len(data))
 
+    async def _tell(self, result: BatchResult) -> None:
+        """Feedback goes before the states: once they say "applied", nobody would make it again. After a crash it is
+        sent twice, which its readers are made for.
+        """
+        encode = partial(_encoded_feedback, self.names.feedback, result)
+        messages = await asyncio.get_running_loop().run_in_executor(self.executor, encode)
+        too_large: tuple[int, ...] = ()
+        try:
+            await self.publisher.send_many(messages)
+        except MessageTooLargeError as error:
+            too_large = error.indexes
+            told = result.feedback[too_large[0]]
+            log.warning(
+                "%d feedback record(s) larger than %s allows are left out; the first says of %s",
+                len(too_large),
+                self.names.feedback,
+                getattr(told.record, "event_id", "a forgetting"),
+            )
+        lost = sum(len(messages[at].value or b"") for at in too_large)
+        self.metrics.count_feedback("sent", len(messages) - len(too_large))
+        self.metrics.count_feedback("too_large", len(too_large))
+        self.metrics.count_published_bytes(self.names.feedback, sum(len(m.value or b"") for m in messages) - lost)
+
     async def _publish(self, decoded: _Decoded, result: BatchResult) -> None:
         topic = self.names.recommendations
         # What is to be forgotten goes first: a user may come back within the same chunk.
@@ -245,3 +275,11 @@ class EventRoad:
                 hits=int(sum(map(hit, places))),
                 ndcg_sum=sum(map(ndcg, places)),
             )
+
+
+def _encoded_feedback(topic: str, result: BatchResult) -> list[Message]:
+    """20 KB a record: done beside the event loop."""
+    return [
+        Message(topic, told.record.user_id.encode("utf-8", "surrogatepass"), encode_feedback(told.record))
+        for told in result.feedback
+    ]

@@ -81,6 +81,15 @@ def check_settings(settings: Settings) -> Iterator[Finding]:
         )
     if settings.qdrant_api_key.get_secret_value() and settings.qdrant_url.startswith("http://"):
         yield Finding("settings", "warn", f"the Qdrant key ({HIDDEN}) travels unencrypted", "an https:// qdrant_url")
+    if not settings.feedback:
+        yield Finding("settings", "ok", "workers write no feedback: a trainer learns nothing new")
+    elif settings.asked_share * settings.candidates_share == 0:
+        yield Finding(
+            "settings",
+            "warn",
+            "feedback carries no candidates: an encoder learns from it, a ranker does not",
+            "candidates_share and asked_share above 0",
+        )
     if settings.metrics_host not in ("127.0.0.1", "localhost", "::1"):
         yield Finding(
             "settings", "ok", f"metrics are open to the network at {settings.metrics_host}:{settings.metrics_port}"

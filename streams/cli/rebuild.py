@@ -66,7 +66,9 @@ async def rebuild_users(settings: Settings) -> Rebuilt:
     contract = EventContract(settings.interaction_strengths)
     bundle = read_bundle(settings, resolve_bundle(settings))
     # Statistics decide lists, never states: where no list is made they need not be counted.
-    muted = pipeline_options(settings, contract)._replace(publish=False, asked_share=0.0, learn=False, counts=False)
+    muted = pipeline_options(settings, contract)._replace(
+        publish=False, asked_share=0.0, learn=False, counts=False, feedback=False
+    )
     pipeline, encoder = make_pipeline(bundle, muted), bundle.user_encoder
     stores = make_stores(settings)
     try:
@@ -210,6 +212,7 @@ class _Fold:
             state = states[user_id] = UserState(user_id, encoder.initial_state(), user, self._bundle.version)
             state.revision, state.sequence, state.forgotten_ms = before.revision, before.sequence, before.forgotten_ms
             state.last_list, state.last_items, state.last_model = before.last_list, before.last_items, before.last_model
+            state.shown = before.shown
             state.applied = {k: offset for k, offset in before.applied.items() if not k.startswith(self._log)}
 
 

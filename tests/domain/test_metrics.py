@@ -104,6 +104,7 @@ def fill(metrics: Metrics) -> None:
     metrics.count_superseded()
     metrics.count_forwarded()
     metrics.count_cache("user", 3, 1)
+    metrics.count_feedback("sent", 5)
     metrics.count_deltas("sent", 1, 200)
     metrics.count_deltas("applied", 2, 400)
     metrics.count_items("encoded", 3)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import pytest
 
+from models.domain.feedback import Feedback
 from tests.services.deployment import (
     Deployment,
     StoredUser,
@@ -37,6 +42,15 @@ async def until_items_are_encoded(deployed: Deployment, worker: WorkerProcess) -
     await until_consumed([worker], deployed)
 
 
+def interactions(events: Sequence[Mapping[str, Any]]) -> set[str]:
+    return {e["event_id"] for e in events if e["type"] not in ("search", "hide", "impression", "forget")}
+
+
+async def told_interactions(deployed: Deployment) -> Counter[str]:
+    """Event id -> records on `feedback`."""
+    return Counter(record.event_id for record in await deployed.feedback() if isinstance(record, Feedback))
+
+
 async def test_two_kills_in_twenty_thousand_events_lose_nothing_and_fold_nothing_twice(
     deployed: Deployment, uninterrupted: dict[str, StoredUser]
 ) -> None:
@@ -59,7 +73,10 @@ async def test_two_kills_in_twenty_thousand_events_lose_nothing_and_fold_nothing
     assert_states_follow(states, events)
     assert await deployed.touches() == expected_touches(events)
     await assert_newest_lists(deployed, states)
-    print(f"after the second kill {replayed:.0f} events were delivered again and recognised")
+    told = await told_interactions(deployed)
+    assert told.keys() == interactions(events), "a crash may repeat feedback, and loses none"
+    repeated = told.total() - len(told)
+    print(f"after the second kill {replayed:.0f} events were delivered again and recognised, {repeated} told twice")
 
 
 async def test_a_stop_in_the_middle_takes_five_seconds_at_most_and_the_next_start_replays_nothing(
@@ -82,4 +99,7 @@ async def test_a_stop_in_the_middle_takes_five_seconds_at_most_and_the_next_star
     assert_states_follow(states, events)
     assert await deployed.touches() == expected_touches(events)
     await assert_newest_lists(deployed, states)
+    told = await told_interactions(deployed)
+    assert told.keys() == interactions(events)
+    assert told.total() == len(told), "an orderly stop repeats nothing"
     print(f"stopped in {took:.2f} of {STOP_SECONDS:g} s")

@@ -19,6 +19,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from models.domain.catalogue import Catalogue
 from models.domain.deltas import Ledger, decode_delta
 from models.domain.events import EventContract, Recommendation
+from models.domain.feedback import Record, decode_feedback
 from models.domain.ports import F32, UserRecord
 from models.domain.state import RECENT_LENGTH, StoredBody, unpack_body
 from models.domain.statistics import Statistics
@@ -134,6 +135,10 @@ class Deployment:
                 if made.sequence >= newest.get(made.user_id, (-1, b""))[0]:
                     newest[made.user_id] = (made.sequence, record.value)
         return {user: data for user, (_, data) in newest.items()}
+
+    async def feedback(self) -> list[Record]:
+        """What a trainer would read, in the order of each partition."""
+        return [decode_feedback(record.value) for record in await self.read(self.names.feedback)]
 
     async def dead_letters(self) -> list[DeadLetter]:
         return [letter async for letter in read_dead_letters(self.connection, self.names.dead_letters)]
