@@ -206,7 +206,7 @@ class FeedbackLog:
         log._event_text = np.array(arrays["event_text"])
         log._texts = list(log._event_text)
         log._hashes = arrays["hashes"].tolist()
-        log._refused = dict.fromkeys(names["refused"])
+        log._refused = dict.fromkeys((user_id, item_id, time_ms) for user_id, item_id, time_ms in names["refused"])
         log._index()
         return log
 
