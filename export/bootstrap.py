@@ -24,8 +24,9 @@ from export.graphs import (
 from export.onnx_graph import OPSET
 from export.projection import random_projection
 from export.text_model import TextModelFiles, find_text_model
-from export.writer import is_sound, write_bundle
+from export.writer import write_bundle
 from models.domain.errors import BundleError
+from models.encoders.bundle_directory import is_sound
 from models.encoders.manifest import (
     MANIFEST_SCHEMA,
     Dimensions,

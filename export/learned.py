@@ -75,7 +75,8 @@ def build_learned(
     if len(kinds) != len(weights.kind):
         raise BundleError(f"{len(kinds)} kinds and {len(weights.kind)} rows")
     source = read_manifest(text_model)
-    copied = read_files(text_model, source)
+    # A bundle that was fetched for serving lacks the files that only training reads.
+    copied = read_files(text_model, source, (source.text_model.graph, source.text_model.tokenizer))
     graphs, table = Graphs(), ItemTableSpec()
     ids, rows = item_table(weights, item_ids)
     files = {

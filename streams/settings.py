@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic.fields import FieldInfo
@@ -88,6 +88,13 @@ def _qdrant_url(value: str) -> str:
     parts = urlsplit(value)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError("empty (embedded), `unix:/path/to/socket`, or `http(s)://host:port`")
+    return value
+
+
+def _registry(value: str) -> str:
+    scheme, separator, rest = value.partition("://")
+    if separator and not (re.fullmatch(r"[a-z0-9+.-]+(::[a-z0-9+.-]+)*", scheme) and rest):
+        raise ValueError("empty, a directory, or a URL such as `s3://bucket/path`")
     return value
 
 
@@ -176,6 +183,11 @@ class Settings(BaseSettings):
 
     bundle: str = _setting(
         "", "Model", "Directory of the bundle to serve; empty = the bootstrap bundle, made when absent."
+    )
+    registry: Annotated[str, AfterValidator(_registry)] = _setting(
+        "",
+        "Model",
+        "Where model versions are kept: a directory or any fsspec URL (`s3://`, `gs://`); empty = `<data_dir>/models`.",
     )
     text_model: str = _setting(
         "", "Model", "Text encoder: a directory or a hub name; empty = MiniLM from the installed package."
@@ -281,6 +293,11 @@ class Settings(BaseSettings):
             )
         return self
 
+    @property
+    def registry_url(self) -> str:
+        """The registry's URL or directory, the default put in."""
+        return self.registry or str(self.data_dir / "models")
+
     def redacted(self) -> dict[str, Any]:
         """Every setting as plain JSON values, for people and logs: secrets and passwords in URLs are hidden."""
         shown: dict[str, Any] = {}
@@ -292,8 +309,8 @@ class Settings(BaseSettings):
                 value = str(value)
             elif isinstance(value, tuple):
                 value = list(value)
-            elif name == "qdrant_url":
-                value = _without_password(value)
+            elif name in ("qdrant_url", "registry"):
+                value = without_password(value)
             shown[name] = value
         return shown
 
@@ -393,8 +410,10 @@ def _limits_text(field: FieldInfo) -> str:
     return ", ".join(f"{sign} {value:,}" for sign, value in found)
 
 
-def _without_password(url: str) -> str:
-    if url.startswith("unix:") or "@" not in url:
+def without_password(url: str) -> str:
+    """The URL for people and logs: what stands before an `@` of its host is hidden."""
+    scheme, separator, rest = url.partition("://")
+    host, slash, path = rest.partition("/")
+    if not separator or "@" not in host:
         return url
-    parts = urlsplit(url)
-    return urlunsplit(parts._replace(netloc=f"{HIDDEN}@{parts.netloc.rpartition('@')[2]}"))
+    return f"{scheme}://{HIDDEN}@{host.rpartition('@')[2]}{slash}{path}"

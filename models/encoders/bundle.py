@@ -98,7 +98,7 @@ def load_bundle(
     """
     manifest = read_manifest(path)
     _check_fit(path, manifest, features, dimension, state_size)
-    files = read_files(path, manifest)
+    files = read_files(path, manifest, manifest.files())
     try:
         text = text_from.text_encoder if text_from and same_text_model(text_from.manifest, manifest) else None
         bundle = _open(manifest, files, providers, threads, text_cache_size, text)

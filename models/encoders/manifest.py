@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -150,16 +151,22 @@ def read_manifest(directory: Path) -> Manifest:
         data = (directory / MANIFEST).read_bytes()
     except OSError as error:
         raise BundleError(f"{directory}: no bundle here ({error.strerror}: {MANIFEST})") from error
+    return decode_manifest(data, str(directory))
+
+
+def decode_manifest(data: bytes, where: str) -> Manifest:
+    """The manifest that `data` is, checked for itself; `where` names the bundle for people.
+
+    Raises: BundleError when it is malformed or altered; IncompatibleBundleError when another release wrote it.
+    """
     try:
         schema = msgspec.json.decode(data, type=_SchemaVersion).schema_version
         if schema != MANIFEST_SCHEMA:
-            raise IncompatibleBundleError(
-                f"{directory}: manifest schema {schema}, this release reads {MANIFEST_SCHEMA}"
-            )
+            raise IncompatibleBundleError(f"{where}: manifest schema {schema}, this release reads {MANIFEST_SCHEMA}")
         manifest = msgspec.json.decode(data, type=Manifest)
     except (msgspec.DecodeError, UnicodeError) as error:
-        raise BundleError(f"{directory}: {MANIFEST} is malformed: {error}") from error
-    _check(directory, manifest)
+        raise BundleError(f"{where}: {MANIFEST} is malformed: {error}") from error
+    _check(where, manifest)
     return manifest
 
 
@@ -167,37 +174,37 @@ class _SchemaVersion(Struct):
     schema_version: int
 
 
-def _check(directory: Path, manifest: Manifest) -> None:
+def _check(where: str, manifest: Manifest) -> None:
     for name in {*manifest.files(), *manifest.checksums}:
-        _check_name(directory, name)
+        _check_name(where, name)
     unlisted = set(manifest.files()) - manifest.checksums.keys()
     if unlisted:
-        raise BundleError(f"{directory}: no checksum for {sorted(unlisted)}")
+        raise BundleError(f"{where}: no checksum for {sorted(unlisted)}")
     expected = content_version(manifest)
     if manifest.version != expected:
-        raise BundleError(f"{directory}: {MANIFEST} was altered: it says {manifest.version}, its content is {expected}")
+        raise BundleError(f"{where}: {MANIFEST} was altered: it says {manifest.version}, its content is {expected}")
     if manifest.opset not in OPSETS:
-        raise IncompatibleBundleError(f"{directory}: opset {manifest.opset}, supported {OPSETS[0]} to {OPSETS[-1]}")
+        raise IncompatibleBundleError(f"{where}: opset {manifest.opset}, supported {OPSETS[0]} to {OPSETS[-1]}")
     if not manifest.kinds or manifest.kinds[0] or len(set(manifest.kinds)) != len(manifest.kinds):
-        raise BundleError(
-            f"{directory}: `kinds` must be distinct and start with the empty name (kinds it does not know)"
-        )
+        raise BundleError(f"{where}: `kinds` must be distinct and start with the empty name (kinds it does not know)")
 
 
-def _check_name(directory: Path, name: str) -> None:
+def _check_name(where: str, name: str) -> None:
     # One flat folder: a plain file name can lead nowhere else, on no platform.
     if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", name):
-        raise BundleError(f"{directory}: {name!r} is no plain file name")
+        raise BundleError(f"{where}: {name!r} is no plain file name")
 
 
-def read_files(directory: Path, manifest: Manifest) -> dict[str, bytes]:
-    """Contents of the listed files, each read once and checked.
+def read_files(directory: Path, manifest: Manifest, names: Iterable[str] | None = None) -> dict[str, bytes]:
+    """Contents of the named files, each read once and checked.
 
+    Args:
+        names: files of the manifest's checksums; None for all of them, those that only training reads among them.
     Raises: BundleError when a file is missing, leads out of the directory, or is not what the manifest says.
     """
     root = directory.resolve()
     contents: dict[str, bytes] = {}
-    for name, checksum in manifest.checksums.items():
+    for name in manifest.checksums if names is None else dict.fromkeys(names):
         path = (root / name).resolve()
         if path.parent != root:
             raise BundleError(f"{directory}: {name!r} leads out of the bundle")
@@ -205,10 +212,13 @@ def read_files(directory: Path, manifest: Manifest) -> dict[str, bytes]:
             data = path.read_bytes()
         except OSError as error:
             raise BundleError(f"{directory}: cannot read {name}: {error.strerror}") from error
-        found = hashlib.sha256(data).hexdigest()
-        if found != checksum:
-            raise BundleError(
-                f"{directory}: {name} is damaged: sha256 {found[:12]}..., the manifest says {checksum[:12]}..."
-            )
+        check_content(str(directory), manifest, name, data)
         contents[name] = data
     return contents
+
+
+def check_content(where: str, manifest: Manifest, name: str, data: bytes) -> None:
+    """Raises: BundleError when `data` is not what the manifest says of the file `name`."""
+    found, checksum = hashlib.sha256(data).hexdigest(), manifest.checksums[name]
+    if found != checksum:
+        raise BundleError(f"{where}: {name} is damaged: sha256 {found[:12]}..., the manifest says {checksum[:12]}...")
