@@ -70,7 +70,25 @@ EVENT_TO_LIST_BUCKETS = (
     60.0,
 )
 # A switch's pause is to be milliseconds; its preparation takes from a second to the time that a catalogue's texts take.
-SWITCH_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0)
+SWITCH_BUCKETS = (
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    5.0,
+    10.0,
+    30.0,
+    60.0,
+    300.0,
+    1800.0,
+)
 # Version labels of the quality counters at a time. A version's figures reach Prometheus within a scrape; twenty of them
 # are an hour's at a promotion every three minutes.
 ONLINE_VERSIONS = 20

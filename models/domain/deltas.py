@@ -3,7 +3,8 @@
 A delta says what the records [from, to) of one log partition added, touch by touch with its offset. A reader counts of
 each delta what lies above its own high water for that partition, so that deltas may overlap and nothing has to be sent
 again. Counts are the same for every model; what a log-linear ranker learned belongs to the version that learned it, and
-is kept by version, since workers change versions one after the other. Pure: reading and writing the topic is the caller's.
+is kept by version, since workers change versions one after the other. Pure: reading and writing the topic is the
+caller's.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ ENCODE_BATCH = 32
 class ItemSide(NamedTuple):
     """The part of a model version that makes items' vectors, and the collection that keeps them."""
 
-    index: ItemIndex
+    collection: ItemIndex
     text_encoder: TextEncoder
     item_encoder: ItemEncoder
 
@@ -101,7 +101,9 @@ class ItemOwner:
             latest[item_id] = item
         for start in range(0, len(latest), ENCODE_BATCH):
             async with self._turn:
-                ids = [item_id for item_id in list(latest)[start : start + ENCODE_BATCH] if item_id not in filling.newer]
+                ids = [
+                    item_id for item_id in list(latest)[start : start + ENCODE_BATCH] if item_id not in filling.newer
+                ]
                 await self._put({item_id: latest[item_id] for item_id in ids}, filling.side, retry)
 
     async def handle(self, chunk: Chunk) -> None:
@@ -132,7 +134,7 @@ class ItemOwner:
                 self.metrics.count_items("removed", len(batch) - kept)
                 self.metrics.count_items("unchanged", kept - encoded)
                 for filling in list(self._fillings):
-                    if filling.side.index is not served.index and filling.failure is None:
+                    if filling.side.collection is not served.collection and filling.failure is None:
                         try:
                             await self._put(batch, filling.side, self.retry)
                         except EncoderError as error:
@@ -143,14 +145,14 @@ class ItemOwner:
         """Returns: how many were encoded."""
         removed = [item_id for item_id, item in items.items() if item is None]
         if removed:
-            await retry.call("item_remove", lambda: side.index.remove_many(removed))
+            await retry.call("item_remove", lambda: side.collection.remove_many(removed))
         kept = [item for item in items.values() if item is not None]
         return await self._keep(kept, side, retry) if kept else 0
 
     async def _keep(self, items: list[Item], side: ItemSide, retry: Retry) -> int:
         hashes = [content_hash(item) for item in items]
         ids = [str(item.item_id) for item in items]
-        stored = await retry.call("item_load", lambda: side.index.get_many(ids))
+        stored = await retry.call("item_load", lambda: side.collection.get_many(ids))
         vectors: list[F32 | None] = [
             record.vector if record is not None and record.content_hash == wanted else None
             for record, wanted in zip(stored, hashes, strict=True)
@@ -163,7 +165,7 @@ class ItemOwner:
                 )
             for at, vector in zip(new, encoded, strict=True):
                 vectors[at] = vector
-        if side.index is self.side.index:
+        if side.collection is self.side.collection:
             self.metrics.count_items("encoded", len(new))
         records = [
             ItemRecord(
@@ -177,7 +179,7 @@ class ItemOwner:
             for item_id, vector, hashed, item in zip(ids, vectors, hashes, items, strict=True)
             if vector is not None
         ]
-        await retry.call("item_upsert", lambda: side.index.upsert_many(records))
+        await retry.call("item_upsert", lambda: side.collection.upsert_many(records))
         return len(new)
 
 

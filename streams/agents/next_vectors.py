@@ -19,11 +19,12 @@ PAGE = 256
 
 
 async def found_in(index: ItemIndex, waiting: dict[str, str], retry: Retry) -> AsyncIterator[dict[str, F32]]:
-    """The awaited vectors that are in the index by now, a page at a time: item id -> float32[D]. Raises: ItemIndexError.
+    """The awaited vectors that are in the index by now, a page at a time: item id -> float32[D].
 
     Args:
         waiting: item id -> content hash; what was found is taken out when the next page is asked for, unless the item
             has another content since.
+    Raises: ItemIndexError.
     """
     wanted = list(waiting.items())
     for start in range(0, len(wanted), PAGE):

@@ -27,14 +27,14 @@ class Model(NamedTuple):
     """A version ready to be served."""
 
     bundle: Bundle
-    index: ItemIndex
-    """The collection of its items."""
+    collection: ItemIndex
+    """Of its items."""
     nearest: NearestItems | None
     """How that collection is asked for candidates; None = an exact pass over the catalogue."""
 
     @property
     def side(self) -> ItemSide:
-        return ItemSide(self.index, self.bundle.text_encoder, self.bundle.item_encoder)
+        return ItemSide(self.collection, self.bundle.text_encoder, self.bundle.item_encoder)
 
 
 class Serving:

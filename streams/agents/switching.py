@@ -139,7 +139,7 @@ class Switcher:
         return True
 
     def _give_up(self, release: Release, error: Exception) -> None:
-        final = isinstance(error, BundleError) or getattr(error, "retryable", True) is False
+        final = is_final(error)
         self._metrics.count_switch("refused" if final else "failed")
         if final:
             self._refused = release
@@ -157,7 +157,7 @@ class Switcher:
         """Have every item's vector in the new collection and in memory, then serve. Raises: SwitchStalledError."""
         serving = self._serving
         with self._filling(model.side) as filling:
-            vectors = serving.feed.prepare(model.index, model.bundle.item_encoder.placeholder, self._retry)
+            vectors = serving.feed.prepare(model.collection, model.bundle.item_encoder.placeholder, self._retry)
             try:
                 await vectors.cover()
                 filler = self._filler(filling)
@@ -214,6 +214,11 @@ class Switcher:
             await self._forget({serving.bundle.version, newest.previous or ""})
         except RecommenderError as error:
             log.warning("old item collections are left where they are: %s", error)
+
+
+def is_final(error: Exception) -> bool:
+    """Whether the same version would fail the same way again."""
+    return isinstance(error, BundleError) or getattr(error, "retryable", True) is False
 
 
 class SwitchStalledError(RecommenderError):
