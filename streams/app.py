@@ -56,6 +56,7 @@ class Worker:
     async def run(self) -> None:
         parts = self.parts
         tasks: list[asyncio.Task[None]] = []
+        self.lacking = asyncio.Event()
         readers: list[BroadcastReader] = []
         await self.health.start()
         try:
@@ -70,6 +71,12 @@ class Worker:
                     ("watchdog", self._watch),
                     ("incarnations", self._watch_incarnations),
                     ("snapshots", self._write_snapshots),
+                    ("vectors", self._fill_vectors),
+                    *(
+                        (("models reader", parts.models_reader.wait_closed), ("models", parts.switcher.run))
+                        if self.settings.follow_models
+                        else ()
+                    ),
                 )
             ]
             await self._consume()
@@ -79,7 +86,9 @@ class Worker:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             # Nothing is under way any more: connections that are slow to close are left to the end of the process.
-            closing = asyncio.gather(*(r.stop() for r in readers), parts.publisher.stop(), return_exceptions=True)
+            closing = asyncio.gather(
+                *(r.stop() for r in (*readers, parts.models_reader)), parts.publisher.stop(), return_exceptions=True
+            )
             await asyncio.wait([closing], timeout=CLOSE_SECONDS)
             await parts.close()
             await self.health.stop()
@@ -126,7 +135,8 @@ class Worker:
         )
         add_chunk_agent(app, [parts.names.events, parts.names.requests], self._events)
         add_chunk_agent(app, [parts.names.items], parts.owner.handle)
-        log.info("worker consumes", extra={"model": parts.bundle.version, "provider": parts.bundle.providers[0]})
+        bundle = parts.serving.bundle
+        log.info("worker consumes", extra={"model": bundle.version, "provider": bundle.providers[0]})
         await run(app, self.stop)
 
     async def _events(self, chunk: Chunk) -> None:
@@ -149,6 +159,7 @@ class Worker:
         parts.assigned = {(tp.topic, tp.partition) for tp in partitions}
         await self.statistics_reader.barrier()
         await self._check_incarnations()
+        self.lacking.set()
         self.ready = True
 
     async def _revoked(self, partitions: set[Any]) -> None:
@@ -177,12 +188,12 @@ class Worker:
 
     async def _watch(self) -> None:
         """End a worker of which a partition stands still; waiting for a service is no standing still."""
-        parts, encoder = self.parts, self.parts.bundle.text_encoder
-        hits, misses = encoder.cache_hits, encoder.cache_misses
+        parts = self.parts
+        counted: tuple[int, int, int] = (0, 0, 0)
         while True:
             await asyncio.sleep(WATCH_SECONDS)
-            parts.metrics.count_cache("text", encoder.cache_hits - hits, encoder.cache_misses - misses)
-            hits, misses = encoder.cache_hits, encoder.cache_misses
+            counted = self._count_text_cache(*counted)
+            parts.serving.watch()
             for progress in self.app.progress() if self.app is not None else []:
                 parts.metrics.set_lag(progress.topic, progress.partition, progress.lag or 0)
                 parts.metrics.set_paused(progress.topic, progress.partition, parts.waiting)
@@ -191,6 +202,26 @@ class Worker:
                     raise WorkerError(
                         f"{progress.topic}/{progress.partition} made no progress for {progress.stalled_seconds:.0f} s"
                     )
+
+    def _count_text_cache(self, encoder_id: int, hits: int, misses: int) -> tuple[int, int, int]:
+        """Add what came since; takes and returns which encoder it was, and its counts."""
+        encoder = self.parts.serving.bundle.text_encoder
+        if id(encoder) != encoder_id:
+            hits = misses = 0  # another version's, which may have another one
+        self.parts.metrics.count_cache("text", encoder.cache_hits - hits, encoder.cache_misses - misses)
+        return id(encoder), encoder.cache_hits, encoder.cache_misses
+
+    async def _fill_vectors(self) -> None:
+        """After each assignment: what the served version's collection lacks although its messages were consumed."""
+        feed = self.parts.catalogue_feed
+        while True:
+            await self.lacking.wait()
+            self.lacking.clear()
+            missing = feed.missing + 1
+            while 0 < feed.missing < missing:
+                missing = feed.missing
+                await asyncio.sleep(WATCH_SECONDS)  # the consumer encodes what it is handed: it is left to it
+            await self.parts.switcher.fill_served()
 
     async def _watch_incarnations(self) -> None:
         while True:

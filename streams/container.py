@@ -3,34 +3,47 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import shutil
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from models.domain.batch import Incoming, PipelineOptions
 from models.domain.catalogue import Catalogue
 from models.domain.deltas import Ledger
-from models.domain.errors import RecommenderError
+from models.domain.errors import BundleError, IncompatibleBundleError, RecommenderError, UserStoreError
 from models.domain.events import EventContract, Interaction
-from models.domain.features import FEATURES
+from models.domain.features import BASE_COUNT, FEATURES
 from models.domain.pipeline import Pipeline, untimed
-from models.domain.ports import F32, ItemIndex, Stores
+from models.domain.ports import Stores, UserStore
+from models.domain.releases import Release
 from models.encoders.bundle import Bundle, load_bundle
+from models.encoders.manifest import items_version, read_manifest
+from streams.agents.background import in_background
 from streams.agents.catalogue import CatalogueFeed
 from streams.agents.clock import StreamClock
 from streams.agents.events import EventRoad
-from streams.agents.items import ItemOwner
+from streams.agents.filling import Filler
+from streams.agents.index_search import IndexSearch
+from streams.agents.items import Filling, ItemOwner
+from streams.agents.releases import ReleaseFeed
 from streams.agents.retry import Retry
+from streams.agents.serving import Model, Serving
 from streams.agents.statistics import StatisticsFeed
+from streams.agents.switching import Switcher, is_final
 from streams.agents.users import UserStates
 from streams.kafka.admin import TopicError, describe_topics, topic_ids
+from streams.kafka.broadcast import BroadcastReader
 from streams.kafka.connection import KafkaConnection
 from streams.kafka.publisher import Publisher
 from streams.metrics import Metrics
+from streams.registry import VERSION, Registry, RegistryError, UnknownVersionError
+from streams.releases import ReleaseLog
 from streams.settings import Settings
 from streams.stores.open import open_stores
 from streams.topics import TopicNames, topic_specs
@@ -40,6 +53,10 @@ from streams.topics import TopicNames, topic_specs
 EXACT_SEARCH_ITEMS = 50_000
 # A service that is away is waited for this long by the publisher too; then the worker ends and its supervisor decides.
 PUBLISH_DEADLINE_SECONDS = 300.0
+# A worker that starts while the registry is away begins with the settings' bundle after this time, and goes on asking.
+FIRST_MODEL_SECONDS = 30.0
+
+log = logging.getLogger(__name__)
 
 
 def pipeline_options(settings: Settings, contract: EventContract) -> PipelineOptions:
@@ -67,8 +84,27 @@ def make_stores(settings: Settings) -> Stores:
     )
 
 
-def read_bundle(settings: Settings, path: Path) -> Bundle:
-    return load_bundle(path, settings.execution_providers, settings.onnx_threads, features=FEATURES)
+def read_bundle(settings: Settings, path: Path, served: Bundle | None = None) -> Bundle:
+    """
+    Args:
+        served: a bundle that this one is to replace: it must fit the same stores, and may share the text encoder.
+    Raises: BundleError.
+    """
+    encoder = None if served is None else served.user_encoder
+    bundle = load_bundle(
+        path,
+        settings.execution_providers,
+        settings.onnx_threads,
+        features=FEATURES,
+        dimension=None if encoder is None else encoder.dimension,
+        state_size=None if encoder is None else encoder.state_size,
+        text_from=served,
+    )
+    # The compiled passes fill in the base features, or all of them; another width they would write past.
+    own, adaptive = len(bundle.ranker.features), bundle.ranker.initial_weights is not None
+    if own not in ((BASE_COUNT,) if adaptive else (BASE_COUNT, len(FEATURES))):
+        raise IncompatibleBundleError(f"{path}: the ranker reads {own} features, not {BASE_COUNT} or {len(FEATURES)}")
+    return bundle
 
 
 def make_pipeline(bundle: Bundle, options: PipelineOptions, metrics: Metrics | None = None) -> Pipeline:
@@ -98,37 +134,6 @@ def warm_up(bundle: Bundle, options: PipelineOptions) -> None:
     pipeline.run([Incoming(e, "warm", 4 + n) for n, e in enumerate(events[4:])], states, generated_at_ms=int)
 
 
-class IndexSearch:
-    """The item index as a candidate source for catalogues too large for an exact pass.
-
-    Called from the computing thread; the search itself runs on the event loop, which is free meanwhile.
-    """
-
-    def __init__(self, index: ItemIndex, catalogue: Catalogue, loop: asyncio.AbstractEventLoop) -> None:
-        self._index, self._catalogue, self._loop = index, catalogue, loop
-
-    def nearest(
-        self,
-        users: F32,
-        excluded: npt.NDArray[np.int32],
-        starts: npt.NDArray[np.int64],
-        ends: npt.NDArray[np.int64],
-        depth: int,
-    ) -> npt.NDArray[np.int32]:
-        # Asked for more than is needed, since what the user has seen is taken out here: a filter of hundreds of ids a
-        # query costs an approximate index more than the surplus.
-        asked = depth + min(int((ends - starts).max(initial=0)), 4 * depth)
-        future = asyncio.run_coroutine_threadsafe(self._index.search_many(users, asked), self._loop)
-        out = np.full((len(users), depth), -1, np.int32)
-        for row, found in enumerate(future.result()):
-            seen = set(excluded[starts[row] : ends[row]].tolist())
-            known = (self._catalogue.index.get(item_id, -1) for item_id, _ in found)
-            kept = [at for at in known if at >= 0 and at not in seen and self._catalogue.available[at]][:depth]
-            out[row, : len(kept)] = kept
-        out[~np.any(users[:, :-1] != 0.0, axis=1)] = -1
-        return out
-
-
 class Container:
     """The parts of one worker, made by `open`; `close` ends what is this process's own, the worker its connections."""
 
@@ -150,12 +155,27 @@ class Container:
         # Two threads: what plays events must not wait for the text of a hundred new items.
         self.executor = ThreadPoolExecutor(1, thread_name_prefix="pipeline")
         self.text_executor = ThreadPoolExecutor(1, thread_name_prefix="text")
+        # And a third, where the next model is opened while both serve.
+        self.model_executor = ThreadPoolExecutor(1, thread_name_prefix="model")
         self.stores = make_stores(settings)
         self.lock = asyncio.Lock()
         self.incarnation: dict[str, str] = {}
         self.partition_counts: dict[str, int] = {}
         self.worker = uuid.uuid4().hex
-        self.bundle: Bundle
+        self.options = pipeline_options(settings, self.contract)
+        self.registry = Registry(settings.registry_url)
+        self.bundles = settings.data_dir / "bundles"
+        self.release_log = ReleaseLog(self.connection, self.names.models)
+        self.releases = ReleaseFeed(self.release_log, self.metrics)
+        self.models_reader = BroadcastReader(
+            self.names.models, self.connection, self.releases.apply, client_id="streamrec-models"
+        )
+        self.releases.read_to_its_end = self.models_reader.barrier
+        # Its own: a registry that is away is no pause of the events, which the watchdog would have to know of.
+        self.model_retry = Retry(self.metrics.count_retry)
+        self.refused: Release | None = None
+        self.serving: Serving
+        self.switcher: Switcher
         self.road: EventRoad
         self.owner: ItemOwner
         self.users: UserStates
@@ -166,25 +186,17 @@ class Container:
     async def open(self) -> None:
         """Raises: BundleError, StoreError, TopicError, PublishError."""
         settings, metrics = self.settings, self.metrics
-        loop = asyncio.get_running_loop()
-        options = pipeline_options(settings, self.contract)
-        self.bundle = await loop.run_in_executor(self.executor, read_bundle, settings, self.bundle_path)
-        await loop.run_in_executor(self.executor, warm_up, self.bundle, options)
-        metrics.set_model(self.bundle.version)
-        metrics.set_provider(self.bundle.providers[0])
-        encoder = self.bundle.user_encoder
-        user_store = await self.retry.call(
-            "open_users", lambda: self.stores.users(state_size=encoder.state_size, dimension=encoder.dimension)
-        )
-        index = await self.retry.call(
-            "open_items", lambda: self.stores.items(version=self.bundle.version, dimension=encoder.dimension)
-        )
         await self.check_topics()
+        if settings.follow_models:
+            self.models_reader.start()
+            await self.models_reader.caught_up()
+        bundle, user_store, release = await self._first_bundle()
         await self.publisher.start()
-        pipeline = make_pipeline(self.bundle, options, metrics)
-        if await index.count() > EXACT_SEARCH_ITEMS:
-            pipeline.index = IndexSearch(index, pipeline.catalogue, loop)
-        ledger = Ledger(pipeline.statistics, pipeline.catalogue, pipeline.weights, self.worker)
+        pipeline = make_pipeline(bundle, self.options, metrics)
+        self.catalogue = pipeline.catalogue
+        model = await self._with_index(bundle, self.retry)
+        index, pipeline.index = model.collection, model.nearest
+        ledger = Ledger(pipeline.statistics, pipeline.catalogue, pipeline.weights, self.worker, bundle.version)
         self.catalogue_feed = CatalogueFeed(self.contract, pipeline.catalogue, index, self.retry, self.lock)
         self.statistics_feed = StatisticsFeed(ledger, self.names.item_stats, self.publisher, metrics, self.lock)
         self.users = UserStates(
@@ -201,7 +213,7 @@ class Container:
             pipeline=pipeline,
             ledger=ledger,
             users=self.users,
-            text_encoder=self.bundle.text_encoder,
+            text_encoder=bundle.text_encoder,
             publisher=self.publisher,
             metrics=metrics,
             clock=self.clock,
@@ -213,9 +225,7 @@ class Container:
         )
         self.owner = ItemOwner(
             contract=self.contract,
-            index=index,
-            text_encoder=self.bundle.text_encoder,
-            item_encoder=self.bundle.item_encoder,
+            side=model.side,
             publisher=self.publisher,
             metrics=metrics,
             retry=self.retry,
@@ -224,6 +234,117 @@ class Container:
             dead_letter_bytes=dead_letter_bytes,
             on_vectors=self.catalogue_feed.look,
         )
+        self.serving = Serving(
+            model=model,
+            release=release,
+            pipeline=pipeline,
+            ledger=ledger,
+            road=self.road,
+            owner=self.owner,
+            feed=self.catalogue_feed,
+            metrics=metrics,
+            lock=self.lock,
+            wall_ms=self.clock.wall_ms,
+        )
+        self.switcher = Switcher(
+            serving=self.serving,
+            releases=self.releases,
+            open_model=self.open_model,
+            filler=self._filler,
+            stores=self.stores,
+            kept=await asyncio.to_thread(self._settings_items),
+            items_version_of=self._items_version_of,
+            forget=self._forget_bundles,
+            retry=self.model_retry,
+            metrics=metrics,
+            refused=self.refused,
+        )
+
+    # models ----------------------------------------------------------------------------------------------------------
+
+    async def _first_bundle(self) -> tuple[Bundle, UserStore, Release | None]:
+        """The champion, where there is one that can be had and served here; else the settings' bundle, loudly."""
+        champion = self.releases.champion
+        if champion is not None:
+            try:
+                bundle = await self._fetched(
+                    champion.version, None, Retry(self.metrics.count_retry, FIRST_MODEL_SECONDS)
+                )
+                return bundle, await self._open_users(bundle), champion
+            except (BundleError, RegistryError, UserStoreError) as error:
+                if is_final(error):
+                    self.refused = champion
+                self.metrics.count_switch("refused" if is_final(error) else "failed")
+                log.error("the champion %s cannot be served, the settings' bundle is: %s", champion.version, error)
+        bundle = await self._opened(self.bundle_path, None)
+        return bundle, await self._open_users(bundle), None
+
+    async def open_model(self, version: str, served: Bundle) -> Model:
+        """Raises: BundleError, RegistryError, ItemIndexError."""
+        return await self._with_index(await self._fetched(version, served, self.model_retry), self.model_retry)
+
+    async def _fetched(self, version: str, served: Bundle | None, retry: Retry) -> Bundle:
+        fetch = partial(self.registry.fetch, version, self.bundles)
+        path = await retry.call("registry_fetch", lambda: in_background(fetch))
+        try:
+            return await self._opened(path, served)
+        except BundleError:
+            if path.is_dir():
+                raise
+        # Another worker of this machine, behind us or ahead, tidied it away between the two lines above.
+        return await self._opened(await retry.call("registry_fetch", lambda: in_background(fetch)), served)
+
+    async def _opened(self, path: Path, served: Bundle | None) -> Bundle:
+        def work() -> Bundle:
+            bundle = read_bundle(self.settings, path, served)
+            warm_up(bundle, self.options)
+            return bundle
+
+        return await asyncio.get_running_loop().run_in_executor(self.model_executor, work)
+
+    async def _open_users(self, bundle: Bundle) -> UserStore:
+        encoder = bundle.user_encoder
+        return await self.retry.call(
+            "open_users", lambda: self.stores.users(state_size=encoder.state_size, dimension=encoder.dimension)
+        )
+
+    async def _with_index(self, bundle: Bundle, retry: Retry) -> Model:
+        index = await retry.call(
+            "open_items",
+            lambda: self.stores.items(version=bundle.items_version, dimension=bundle.user_encoder.dimension),
+        )
+        if await retry.call("open_items", index.count) <= EXACT_SEARCH_ITEMS:
+            return Model(bundle, index, None)
+        return Model(bundle, index, IndexSearch(index, self.catalogue, asyncio.get_running_loop()))
+
+    def _filler(self, filling: Filling) -> Filler:
+        def owned() -> set[int]:
+            return {partition for topic, partition in self.assigned if topic == self.names.items}
+
+        return Filler(self.owner, filling, self.connection, self.names.items, owned, self.model_retry)
+
+    def _settings_items(self) -> list[str]:
+        """The collection of the settings' bundle, which is served where the champion cannot be had."""
+        try:
+            return [items_version(read_manifest(self.bundle_path))]
+        except BundleError:
+            return []
+
+    async def _items_version_of(self, version: str) -> str:
+        try:
+            return items_version(await in_background(partial(self.registry.manifest, version)))
+        except UnknownVersionError:
+            return ""  # nobody can go back to it
+
+    async def _forget_bundles(self, kept: set[str]) -> None:
+        def remove() -> None:
+            for path in self.bundles.iterdir() if self.bundles.is_dir() else ():
+                if VERSION.fullmatch(path.name) and path.name not in kept:
+                    shutil.rmtree(path, ignore_errors=True)
+
+        await asyncio.to_thread(remove)
+
+    # ------------------------------------------------------------------------------------------------------------------
 
     async def check_topics(self) -> None:
         """Read partition counts and incarnations. Raises: TopicError naming what is missing or wrong."""
@@ -251,6 +372,7 @@ class Container:
         await self.stores.close()
         self.executor.shutdown(wait=True, cancel_futures=True)
         self.text_executor.shutdown(wait=True, cancel_futures=True)
+        self.model_executor.shutdown(wait=False, cancel_futures=True)
 
     @property
     def waiting(self) -> bool:

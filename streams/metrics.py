@@ -70,6 +70,29 @@ EVENT_TO_LIST_BUCKETS = (
     15.0,
     60.0,
 )
+# A switch's pause is to be milliseconds; its preparation takes from a second to the time that a catalogue's texts take.
+SWITCH_BUCKETS = (
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    5.0,
+    10.0,
+    30.0,
+    60.0,
+    300.0,
+    1800.0,
+)
+# Version labels of the quality counters at a time. A version's figures reach Prometheus within a scrape; twenty of them
+# are an hour's at a promotion every three minutes.
+ONLINE_VERSIONS = 20
 CHUNK_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096)
 
 OnlineList = Literal["last_published", "asked"]
@@ -106,6 +129,17 @@ class Metrics(MetricSet):
         self._catalogue = self._gauge("catalogue_items", "Items known, placeholders included.")
         self._users_cached = self._gauge("users_cached", "User states in memory.")
         self._model = self._gauge("model_info", "1 for the bundle that is served.", "version")
+        self._sequence = self._gauge("model_sequence", "Sequence of the release that is served, 0 before the first.")
+        self._model_age = self._gauge("model_age_seconds", "Time since the served release was made.")
+        self._switches = self._counter("model_switches", "Releases taken up: switched, refused, failed.", "outcome")
+        self._switch = self._histogram(
+            "model_switch_seconds",
+            "Time a switch took: to prepare it beside the events, and the pause of the events.",
+            SWITCH_BUCKETS,
+            "phase",
+        )
+        self._refolded = self._counter("refolded_states", "User states of another model version that were rebuilt.")
+        self._malformed = self._counter("malformed_releases", "Messages of the topic `models` that say nothing.")
         self._provider = self._gauge("provider_info", "1 for the ONNX execution provider in use.", "provider")
         online = ("model_version", "user", "list")
         self._online_scored = self._counter("online_scored_events", "Interactions compared with a list.", *online)
@@ -114,6 +148,9 @@ class Metrics(MetricSet):
         # The children of a chunk's road are bound once: `labels()` costs a lock and a tuple of strings each time.
         self._stage_children = {name: self._stage.labels(name) for name in STAGES}
         self._event_children: dict[tuple[str, str], Counter] = {}
+        self._online_versions: dict[str, None] = {}
+        for outcome in ("switched", "refused", "failed"):
+            self._switches.labels(outcome)
 
     # What happened to a chunk
 
@@ -210,10 +247,29 @@ class Metrics(MetricSet):
         """Show the served version, with its quality counters at zero, so that rates exist before the first event."""
         self._model.clear()
         self._model.labels(version).set(1)
+        self._show_version(version)
         for user in ("cold", "warm"):
             for shown in ("last_published", "asked"):
                 for counter in (self._online_scored, self._online_hits, self._online_ndcg):
                     counter.labels(version, user, shown)
+
+    def set_model_sequence(self, sequence: int) -> None:
+        self._sequence.set(sequence)
+
+    def set_model_age(self, seconds: float) -> None:
+        self._model_age.set(max(0.0, seconds))
+
+    def count_switch(self, outcome: Literal["switched", "refused", "failed"]) -> None:
+        self._switches.labels(outcome).inc()
+
+    def observe_switch(self, phase: Literal["prepare", "pause"], seconds: float) -> None:
+        self._switch.labels(phase).observe(seconds)
+
+    def count_refolded(self, count: int) -> None:
+        self._refolded.inc(count)
+
+    def count_malformed_releases(self, count: int) -> None:
+        self._malformed.inc(count)
 
     def set_provider(self, provider: str) -> None:
         self._provider.clear()
@@ -223,10 +279,21 @@ class Metrics(MetricSet):
         self, model_version: str, user: OnlineUser, shown: OnlineList, *, scored: int, hits: int, ndcg_sum: float
     ) -> None:
         """Add a chunk's quality: of `scored` interactions, `hits` had their item among the first ten of the list."""
+        self._show_version(model_version)
         labels = (model_version, user, shown)
         self._online_scored.labels(*labels).inc(scored)
         self._online_hits.labels(*labels).inc(hits)
         self._online_ndcg.labels(*labels).inc(ndcg_sum)
+
+    def _show_version(self, version: str) -> None:
+        """Versions come for as long as the worker runs: the quality counters of the latest ones are kept."""
+        self._online_versions.pop(version, None)
+        self._online_versions[version] = None
+        if len(self._online_versions) > ONLINE_VERSIONS:
+            oldest = next(iter(self._online_versions))
+            del self._online_versions[oldest]
+            for counter in (self._online_scored, self._online_hits, self._online_ndcg):
+                counter.remove_by_labels({"model_version": oldest})
 
 
 class StageTimer:

@@ -189,6 +189,9 @@ class Settings(BaseSettings):
         "Model",
         "Where model versions are kept: a directory or any fsspec URL (`s3://`, `gs://`); empty = `<data_dir>/models`.",
     )
+    follow_models: bool = _setting(
+        True, "Model", "Serve the champion of the topic `models`; false = the bundle of the settings, whatever it says."
+    )
     text_model: str = _setting(
         "", "Model", "Text encoder: a directory or a hub name; empty = MiniLM from the installed package."
     )

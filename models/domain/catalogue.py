@@ -127,6 +127,26 @@ class Catalogue:
         self.vectors[at] = vectors
         self.has_vector[at] = np.any(vectors[:, :-1] != 0.0, axis=1)
 
+    def exchange(self, vectors: F32, placeholder: Callable[[str], F32]) -> None:
+        """Another model's vectors in place of all there are.
+
+        Args:
+            vectors: float32[n, D] of the first n items, taken over and not copied where they have room for all; zeros
+                where an item has none. The items after them are placeholders.
+            placeholder: that model's.
+        """
+        known, given = len(self.ids), len(vectors)
+        self.placeholder = placeholder
+        if given < len(self.available):
+            wide = np.zeros((len(self.available), self.dimension), np.float32)
+            wide[:given] = vectors
+            vectors = wide
+        self.vectors = vectors
+        for at in range(given, known):
+            self.vectors[at] = placeholder(self.ids[at])
+        self.vectors[:known][self.removed[:known]] = 0.0
+        self.has_vector[:known] = np.any(self.vectors[:known, :-1] != 0.0, axis=1)
+
     def _grow(self, capacity: int) -> None:
         for name in ("available", "known", "removed", "declared", "has_vector"):
             wide = np.zeros(capacity, np.bool_)

@@ -2,7 +2,9 @@
 
 A delta says what the records [from, to) of one log partition added, touch by touch with its offset. A reader counts of
 each delta what lies above its own high water for that partition, so that deltas may overlap and nothing has to be sent
-again. Pure: reading and writing the topic is the caller's.
+again. Counts are the same for every model; what a log-linear ranker learned belongs to the version that learned it, and
+is kept by version, since workers change versions one after the other. Pure: reading and writing the topic is the
+caller's.
 """
 
 from __future__ import annotations
@@ -20,6 +22,9 @@ from models.domain.statistics import PAIR_WINDOW, Statistics, Touches, pack_dump
 
 DELTA_VERSION = 1
 SNAPSHOT_VERSION = 1
+# Versions whose learning is remembered: the served one, one that other workers serve already, one to roll back to, and
+# room for a trainer that promotes faster than a worker switches. Each takes a few hundred bytes.
+LEARNERS_KEPT = 8
 
 
 class Delta(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,6 +45,9 @@ class Delta(msgspec.Struct, frozen=True, kw_only=True):
     recent: list[list[int]]
     weights: list[float] = []
     squares: list[float] = []
+    """How far the adaptive weights and their squared gradients moved."""
+    model: str = ""
+    """Version whose weights these are; empty from a release that knew one version only."""
     schema_version: int = DELTA_VERSION
 
 
@@ -66,15 +74,33 @@ class Ledger:
     """Applies others' deltas to one worker's statistics; own touches are there before their delta is sent.
 
     Args:
+        weights: the served model's, None where its ranker has weights of its own.
         worker: a name no other worker ever has, to tell own deltas.
+        model: version that is served.
     """
 
     def __init__(
-        self, statistics: Statistics, catalogue: Catalogue, weights: AdaptiveWeights | None, worker: str
+        self,
+        statistics: Statistics,
+        catalogue: Catalogue,
+        weights: AdaptiveWeights | None,
+        worker: str,
+        model: str = "",
     ) -> None:
         self.statistics, self.catalogue, self.weights, self.worker = statistics, catalogue, weights, worker
+        self.model = model
         self.applied: dict[str, int] = {}
         """Source -> offset below which this worker's statistics hold everything."""
+        self._learned: dict[str, AdaptiveWeights] = {}
+        """Version -> all that was ever learned with it, by whichever worker; the latest used last."""
+
+    def use(self, model: str, weights: AdaptiveWeights | None) -> None:
+        """Serve another version from now on. Its weights, fresh from the bundle, take over what others learned with it
+        before this worker came to it, and what was learned before a roll-back returns to it."""
+        self.model, self.weights = model, weights
+        learned = self._learned.get(model)
+        if weights is not None and learned is not None and len(learned.weights) == len(weights.weights):
+            weights.add(learned.weights, learned.squares)
 
     def lacks(self, source: str, offset: int) -> bool:
         """Whether the statistics still lack the record."""
@@ -101,6 +127,7 @@ class Ledger:
         if not offsets:
             return None  # the next delta covers these offsets: its `from` stays where the last one ended
         self.applied[source] = end
+        self._remember(self.model, weights, squares)
         places: dict[int, int] = {}
 
         def place(index: int) -> int:
@@ -123,6 +150,7 @@ class Ledger:
             recent=recent,
             weights=list(weights),
             squares=list(squares),
+            model=self.model,
         )
 
     def read(self, delta: Delta) -> None:
@@ -146,6 +174,11 @@ class Ledger:
                 "applied": self.applied,
                 "weights": None if self.weights is None else self.weights.weights.tolist(),
                 "squares": None if self.weights is None else self.weights.squares.tolist(),
+                "model": self.model,
+                "learned": {
+                    model: [learned.weights.tolist(), learned.squares.tolist()]
+                    for model, learned in self._learned.items()
+                },
                 "statistics": pack_dump(dumped),
             }
         )
@@ -164,8 +197,14 @@ class Ledger:
         self.statistics.arrays = Statistics.load(dumped, index, len(self.catalogue)).arrays
         for at in index[np.asarray(dumped["touches"]) > 0].tolist():
             self.catalogue.touch(at)
-        if self.weights is not None and snapshot["weights"] is not None:
+        for model, (weights, squares) in snapshot.get("learned", {}).items():
+            self._remember(model, weights, squares)
+        # A former release's snapshot does not say whose weights it holds: it knew one version, the one served.
+        mine = snapshot.get("model", self.model) == self.model
+        if self.weights is not None and mine and snapshot["weights"] is not None:
             self.weights.weights[:], self.weights.squares[:] = snapshot["weights"], snapshot["squares"]
+        elif self.weights is not None:
+            self.use(self.model, self.weights)
         self.applied = dict(snapshot["applied"])
 
     def _apply(self, delta: Delta) -> None:
@@ -195,5 +234,20 @@ class Ledger:
                     recent=recent,
                 )
             )
-        if len(kept) == len(delta.offset) and self.weights is not None and delta.weights:
-            self.weights.add(delta.weights, delta.squares)
+        if len(kept) == len(delta.offset) and delta.weights:
+            model = delta.model or self.model
+            self._remember(model, delta.weights, delta.squares)
+            if self.weights is not None and model == self.model and len(delta.weights) == len(self.weights.weights):
+                self.weights.add(delta.weights, delta.squares)
+
+    def _remember(self, model: str, weights: Sequence[float], squares: Sequence[float]) -> None:
+        if not len(weights):
+            return
+        learned = self._learned.pop(model, None)
+        if learned is None or len(learned.weights) != len(weights):
+            learned = AdaptiveWeights(np.zeros(len(weights)))
+            learned.squares = np.zeros(len(squares))
+        learned.add(weights, squares)
+        self._learned[model] = learned
+        while len(self._learned) > LEARNERS_KEPT:
+            del self._learned[next(iter(self._learned))]

@@ -92,6 +92,8 @@ class Pipeline:
         self.index, self.stage = nearest, stage
         self.json = msgspec.json.Encoder()
         self._scratch = new_scratch(1)
+        self.refolded = 0
+        """States of another model's that were rebuilt, so far."""
         self.use(encoder, ranker, model_version, reader)
 
     def use(self, encoder: UserEncoder, ranker: Ranker, model_version: str, reader: ValueReader | None = None) -> None:
@@ -152,6 +154,7 @@ class Pipeline:
 
     def refold(self, state: UserState) -> None:
         """Rebuild the encoder's part of a state that another model wrote, from the interactions it remembers."""
+        self.refolded += 1
         state.memory, state.model_version = self.encoder.initial_state(), self.model_version
         state.user = self.newcomer
         history = state.recent

@@ -241,7 +241,15 @@ class Stores(Protocol):
         ...
 
     async def items(self, *, version: str, dimension: int) -> ItemIndex:
-        """The collection of that model version, made when absent."""
+        """The collection of that version of the item side, made when absent."""
+        ...
+
+    async def item_versions(self) -> list[str]:
+        """Versions that have a collection of items, in no order."""
+        ...
+
+    async def drop_items(self, version: str) -> None:
+        """Remove that version's collection; nothing where there is none. Who still has it open may find it empty."""
         ...
 
     async def ping(self) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from models.domain.errors import BundleError, EncoderError, IncompatibleBundleError, ParityError
 from models.domain.ports import EventInputs
 from models.encoders.item import OnnxItemEncoder, decode_item_ids, decode_table
-from models.encoders.manifest import Manifest, read_files, read_manifest
+from models.encoders.manifest import Manifest, items_version, read_files, read_manifest, same_text_model
 from models.encoders.onnx_file import graph_opset
 from models.encoders.ranker import OnnxRanker
 from models.encoders.review_value import OnnxReviewValue
@@ -50,6 +50,11 @@ class Bundle:
     def version(self) -> str:
         return self.manifest.version
 
+    @property
+    def items_version(self) -> str:
+        """Names the collection of its items' vectors."""
+        return items_version(self.manifest)
+
     def warm_up(self) -> None:
         """Run every graph at the sizes that a worker uses, so that the first event pays for no allocation."""
         user, dimensions = self.user_encoder, self.manifest.dimensions
@@ -78,6 +83,7 @@ def load_bundle(
     dimension: int | None = None,
     state_size: int | None = None,
     text_cache_size: int = 20_000,
+    text_from: Bundle | None = None,
 ) -> Bundle:
     """Read, verify and open the bundle in the directory `path`.
 
@@ -86,6 +92,7 @@ def load_bundle(
         threads: intra-op threads of every session.
         features: those that the caller computes, in its order, of which the ranker reads the first; None accepts any.
         dimension, state_size: those that the caller's stores hold; None accepts any.
+        text_from: a bundle whose text encoder, with all that it remembers, is taken where both have the same one.
     Raises: BundleError for a damaged or inconsistent bundle, IncompatibleBundleError for a sound one that does not fit,
         ParityError when its sequence graph and its step graph disagree.
     """
@@ -93,7 +100,8 @@ def load_bundle(
     _check_fit(path, manifest, features, dimension, state_size)
     files = read_files(path, manifest, manifest.files())
     try:
-        bundle = _open(manifest, files, providers, threads, text_cache_size)
+        text = text_from.text_encoder if text_from and same_text_model(text_from.manifest, manifest) else None
+        bundle = _open(manifest, files, providers, threads, text_cache_size, text)
         _check_parity(path, bundle.user_encoder)
     except EncoderError as error:
         raise BundleError(f"{path}: {error}") from error
@@ -101,7 +109,12 @@ def load_bundle(
 
 
 def _open(
-    manifest: Manifest, files: dict[str, bytes], providers: Sequence[str], threads: int, text_cache_size: int
+    manifest: Manifest,
+    files: dict[str, bytes],
+    providers: Sequence[str],
+    threads: int,
+    text_cache_size: int,
+    text_encoder: OnnxTextEncoder | None,
 ) -> Bundle:
     graphs, ranker, text, sizes = manifest.graphs, manifest.ranker, manifest.text_model, manifest.dimensions
     head = () if manifest.review_value is None else (manifest.review_value,)
@@ -137,7 +150,7 @@ def _open(
         ranker.graph, score, {"features": [None, None, len(ranker.features)], "weights": [None, len(ranker.features)]}
     )
 
-    text_encoder = OnnxTextEncoder(
+    text_encoder = text_encoder or OnnxTextEncoder(
         session(text.graph, shapes_vary=True),
         files[text.tokenizer],
         pooling=text.pooling,

@@ -104,6 +104,10 @@ class Manifest(Struct, frozen=True, kw_only=True, omit_defaults=True):
         return (*msgspec.structs.astuple(self.graphs), self.ranker.graph, text.graph, text.tokenizer, *table, *head)
 
 
+def _digest(content: Any) -> str:
+    return hashlib.sha256(msgspec.json.encode(content, order="deterministic")).hexdigest()[:VERSION_DIGITS]
+
+
 def content_version(manifest: Manifest) -> str:
     """The version that the manifest's content has: its name and a digest of all that serving depends on."""
     content: dict[str, Any] = msgspec.to_builtins(manifest)
@@ -111,8 +115,31 @@ def content_version(manifest: Manifest) -> str:
         content.pop(name, None)
     if (training := content.pop("training", None)) is not None:
         content["checksums"].pop(training, None)
-    digest = hashlib.sha256(msgspec.json.encode(content, order="deterministic")).hexdigest()
-    return f"{manifest.name}-{digest[:VERSION_DIGITS]}"
+    return f"{manifest.name}-{_digest(content)}"
+
+
+def items_version(manifest: Manifest) -> str:
+    """Name of the collection of its items' vectors: `<name>-<digest of all that decides a vector>`.
+
+    Bundles that differ in the user's side or in the ranker alone have one collection, and nothing is encoded for them.
+    """
+    return f"{manifest.name}-{_digest(_item_side(manifest))}"
+
+
+def same_text_model(one: Manifest, other: Manifest) -> bool:
+    """Whether both encode a text alike."""
+    return _text_side(one) == _text_side(other)
+
+
+def _text_side(manifest: Manifest) -> list[Any]:
+    text, sums = manifest.text_model, manifest.checksums
+    return [sums[text.graph], sums[text.tokenizer], text.pooling, text.max_tokens]
+
+
+def _item_side(manifest: Manifest) -> list[Any]:
+    sums, table = manifest.checksums, manifest.item_table
+    rows = [] if table is None else [sums[table.ids], sums[table.vectors]]
+    return [sums[manifest.graphs.item], manifest.dimensions.item, *rows, *_text_side(manifest)]
 
 
 def encode_manifest(manifest: Manifest) -> bytes:

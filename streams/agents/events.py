@@ -104,7 +104,7 @@ class EventRoad:
             stream_now_ms=self.clock.now_ms(),
             texts=texts,
         )
-        placeholders = self.pipeline.catalogue.placeholders
+        placeholders, refolded = self.pipeline.catalogue.placeholders, self.pipeline.refolded
         result: BatchResult = await asyncio.get_running_loop().run_in_executor(self.executor, play)
         await self._send(self._refused(decoded, result))
         with metrics.stage("delta"):
@@ -116,6 +116,7 @@ class EventRoad:
             await self.users.save(result.states, epoch)
         with metrics.stage("publish"):
             await self._publish(decoded, result)
+        metrics.count_refolded(self.pipeline.refolded - refolded)
         metrics.count_items("placeholder", int(self.pipeline.catalogue.placeholders - placeholders))
         self._observe(chunk, decoded, result)
 

@@ -1,20 +1,21 @@
 """The owner of catalogue items: encodes an item's text once and keeps its vector in the index.
 
 Items are shared out among workers like events; what this one owns, it encodes. Every worker learns of all items through
-`streams.agents.catalogue`, which waits for the vectors written here.
+`streams.agents.catalogue`, which waits for the vectors written here. While another model version is prepared, every
+message goes into its collection too.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from models.domain.catalogue import content_hash, content_text
-from models.domain.errors import EventDecodeError
+from models.domain.errors import EncoderError, EventDecodeError
 from models.domain.events import EventContract, Item
 from models.domain.ports import F32, ItemEncoder, ItemIndex, ItemRecord, TextEncoder
 from streams.agents.retry import Retry
@@ -27,20 +28,38 @@ from streams.metrics import Metrics
 ENCODE_BATCH = 32
 
 
+class ItemSide(NamedTuple):
+    """The part of a model version that makes items' vectors, and the collection that keeps them."""
+
+    collection: ItemIndex
+    text_encoder: TextEncoder
+    item_encoder: ItemEncoder
+
+
+class Filling:
+    """A collection into which older messages are being brought, while newer ones reach it as they come."""
+
+    def __init__(self, side: ItemSide) -> None:
+        self.side = side
+        self.newer: set[str] = set()
+        """Items handled since it began: what an older message says of them is out of date."""
+        self.failure: EncoderError | None = None
+        """Why this side encodes nothing any more."""
+
+
 class ItemOwner:
     """Processes chunks of `items`.
 
     Args:
-        on_vectors: called with the ids whose vectors are in the index now.
+        side: that of the served version.
+        on_vectors: called when vectors were written.
     """
 
     def __init__(
         self,
         *,
         contract: EventContract,
-        index: ItemIndex,
-        text_encoder: TextEncoder,
-        item_encoder: ItemEncoder,
+        side: ItemSide,
         publisher: Publisher,
         metrics: Metrics,
         retry: Retry,
@@ -49,9 +68,43 @@ class ItemOwner:
         dead_letter_bytes: int,
         on_vectors: Callable[[], None],
     ) -> None:
-        self.contract, self.index, self.text_encoder, self.item_encoder = contract, index, text_encoder, item_encoder
+        self.contract, self.side = contract, side
         self.publisher, self.metrics, self.retry, self.executor = publisher, metrics, retry, executor
         self.dead_letters, self.dead_letter_bytes, self.on_vectors = dead_letters, dead_letter_bytes, on_vectors
+        self._fillings: list[Filling] = []
+        # An older message must not be written over a newer one: whoever writes has looked what is newer, in one turn.
+        self._turn = asyncio.Lock()
+
+    def use(self, side: ItemSide) -> None:
+        """Serve another version's side from the next batch on."""
+        self.side = side
+
+    def begin(self, side: ItemSide) -> Filling:
+        """From now on messages reach this side's collection too, until `end`."""
+        self._fillings.append(filling := Filling(side))
+        return filling
+
+    def end(self, filling: Filling) -> None:
+        self._fillings.remove(filling)
+
+    async def fill(self, filling: Filling, records: Sequence[Any], retry: Retry) -> None:
+        """Bring older messages into the collection of a filling; those of one item in their order.
+
+        Raises: ItemIndexError, EncoderError.
+        """
+        latest: dict[str, Item | None] = {}
+        for record in records:
+            try:
+                item_id, item = decode_item(self.contract, record, filling.side.item_encoder.dimension - 1)
+            except EventDecodeError:
+                continue  # made a dead letter when it was handled
+            latest[item_id] = item
+        for start in range(0, len(latest), ENCODE_BATCH):
+            async with self._turn:
+                ids = [
+                    item_id for item_id in list(latest)[start : start + ENCODE_BATCH] if item_id not in filling.newer
+                ]
+                await self._put({item_id: latest[item_id] for item_id in ids}, filling.side, retry)
 
     async def handle(self, chunk: Chunk) -> None:
         """Raises: ItemIndexError, PublishError, EncoderError; then nothing of the chunk may be acknowledged."""
@@ -59,7 +112,7 @@ class ItemOwner:
         dead: list[Message] = []
         for record in chunk.records:
             try:
-                item_id, item = decode_item(self.contract, record, self.item_encoder.dimension - 1)
+                item_id, item = decode_item(self.contract, record, self.side.item_encoder.dimension - 1)
                 latest[item_id] = item
             except EventDecodeError as error:
                 self.metrics.count_dead_letters(error.reason)
@@ -70,19 +123,36 @@ class ItemOwner:
                 )
         if dead:
             await self.publisher.send_many(dead)
-        removed = [item_id for item_id, item in latest.items() if item is None]
-        if removed:
-            await self.retry.call("item_remove", lambda: self.index.remove_many(removed))
-            self.metrics.count_items("removed", len(removed))
-        kept = [item for item in latest.values() if item is not None]
-        for start in range(0, len(kept), ENCODE_BATCH):
-            await self._keep(kept[start : start + ENCODE_BATCH])
+        for filling in self._fillings:
+            filling.newer.update(latest)
+        for start in range(0, len(latest), ENCODE_BATCH):
+            batch = {item_id: latest[item_id] for item_id in list(latest)[start : start + ENCODE_BATCH]}
+            async with self._turn:
+                served = self.side
+                encoded = await self._put(batch, served, self.retry)
+                kept = sum(item is not None for item in batch.values())
+                self.metrics.count_items("removed", len(batch) - kept)
+                self.metrics.count_items("unchanged", kept - encoded)
+                for filling in list(self._fillings):
+                    if filling.side.collection is not served.collection and filling.failure is None:
+                        try:
+                            await self._put(batch, filling.side, self.retry)
+                        except EncoderError as error:
+                            filling.failure = error  # whoever prepares that version gives it up; this one is served on
         self.on_vectors()
 
-    async def _keep(self, items: list[Item]) -> None:
+    async def _put(self, items: Mapping[str, Item | None], side: ItemSide, retry: Retry) -> int:
+        """Returns: how many were encoded."""
+        removed = [item_id for item_id, item in items.items() if item is None]
+        if removed:
+            await retry.call("item_remove", lambda: side.collection.remove_many(removed))
+        kept = [item for item in items.values() if item is not None]
+        return await self._keep(kept, side, retry) if kept else 0
+
+    async def _keep(self, items: list[Item], side: ItemSide, retry: Retry) -> int:
         hashes = [content_hash(item) for item in items]
         ids = [str(item.item_id) for item in items]
-        stored = await self.retry.call("item_load", lambda: self.index.get_many(ids))
+        stored = await retry.call("item_load", lambda: side.collection.get_many(ids))
         vectors: list[F32 | None] = [
             record.vector if record is not None and record.content_hash == wanted else None
             for record, wanted in zip(stored, hashes, strict=True)
@@ -91,12 +161,12 @@ class ItemOwner:
         if new:
             with self.metrics.stage("text_encode"):
                 encoded = await asyncio.get_running_loop().run_in_executor(
-                    self.executor, self._encode, [items[at] for at in new]
+                    self.executor, encode_items, [items[at] for at in new], side.text_encoder, side.item_encoder
                 )
             for at, vector in zip(new, encoded, strict=True):
                 vectors[at] = vector
-        self.metrics.count_items("encoded", len(new))
-        self.metrics.count_items("unchanged", len(items) - len(new))
+        if side.collection is self.side.collection:
+            self.metrics.count_items("encoded", len(new))
         records = [
             ItemRecord(
                 item_id=item_id,
@@ -109,10 +179,8 @@ class ItemOwner:
             for item_id, vector, hashed, item in zip(ids, vectors, hashes, items, strict=True)
             if vector is not None
         ]
-        await self.retry.call("item_upsert", lambda: self.index.upsert_many(records))
-
-    def _encode(self, items: list[Item]) -> list[F32]:
-        return encode_items(items, self.text_encoder, self.item_encoder)
+        await retry.call("item_upsert", lambda: side.collection.upsert_many(records))
+        return len(new)
 
 
 def encode_items(items: Iterable[Item], text_encoder: TextEncoder, item_encoder: ItemEncoder) -> list[F32]:

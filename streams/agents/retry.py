@@ -12,7 +12,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from models.domain.errors import StoreError
+from models.domain.errors import RecommenderError
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -23,7 +23,7 @@ DEADLINE_SECONDS = 300.0
 
 
 class Retry:
-    """Tries store calls again. `waiting` is true while any call is between two attempts."""
+    """Tries calls again that may succeed later. `waiting` is true while any call is between two attempts."""
 
     def __init__(self, on_retry: Callable[[str], None], deadline_seconds: float = DEADLINE_SECONDS) -> None:
         self._on_retry, self._deadline = on_retry, deadline_seconds
@@ -34,13 +34,13 @@ class Retry:
         return self._waiting > 0
 
     async def call(self, operation: str, attempt: Callable[[], Awaitable[T]]) -> T:
-        """Raises: the last StoreError when it is not retryable or the deadline has passed."""
+        """Raises: the last error when it does not say that it is `retryable`, or the deadline has passed."""
         until, pause = time.monotonic() + self._deadline, FIRST_PAUSE_SECONDS
         while True:
             try:
                 return await attempt()
-            except StoreError as error:
-                if not error.retryable or time.monotonic() + pause > until:
+            except RecommenderError as error:
+                if not getattr(error, "retryable", False) or time.monotonic() + pause > until:
                     raise
                 self._on_retry(operation)
                 log.warning("%s failed, next attempt in %.2f s: %s", operation, pause, error)

@@ -96,6 +96,20 @@ class EmbeddedStores:
                 )
             return index
 
+    async def item_versions(self) -> list[str]:
+        async with self._opening:
+            await self._acquire()
+            found = await asyncio.to_thread(lambda: list(self._directory.collections()))
+            return [version for kind, version in found if kind == ITEMS]
+
+    async def drop_items(self, version: str) -> None:
+        async with self._opening:
+            await self._acquire()
+            index = self._items.pop(version, None)
+            if index is not None:
+                await index.close()
+            await asyncio.to_thread(self._directory.remove, ITEMS, version)
+
     async def ping(self) -> None:
         async with self._opening:
             await self._acquire()

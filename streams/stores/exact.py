@@ -135,6 +135,12 @@ class ExactStores:
             )
         return index
 
+    async def item_versions(self) -> list[str]:
+        return list(self._items)
+
+    async def drop_items(self, version: str) -> None:
+        self._items.pop(version, None)
+
     async def ping(self) -> None:
         return None
 

@@ -97,6 +97,18 @@ class ServerStores:
         await self._ensure(name, dimension, _ITEM_INDEXES, ItemIndexError)
         return ServerItemIndex(self._client, name, version, dimension)
 
+    async def item_versions(self) -> list[str]:
+        with translated(ItemIndexError, self._url):
+            names = [collection.name for collection in (await self._client.get_collections()).collections]
+        versions = (version_of(self._prefix, "items", name) for name in names)
+        return [unescape(version) for version in versions if version]
+
+    async def drop_items(self, version: str) -> None:
+        name = collection_name(self._prefix, "items", version)
+        with translated(ItemIndexError, name):
+            if await self._client.collection_exists(name):
+                await self._client.delete_collection(name)
+
     async def ping(self) -> None:
         with translated(StoreError, self._url):
             await self._client.info()

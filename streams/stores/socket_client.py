@@ -223,6 +223,13 @@ class SocketStores:
         await self._connection.call("open_items", name, None, error=ItemIndexError)
         return SocketItemIndex(self._connection, name)
 
+    async def item_versions(self) -> list[str]:
+        versions: list[str] = await self._connection.call("item_versions", None, None, list[str], ItemIndexError)
+        return versions
+
+    async def drop_items(self, version: str) -> None:
+        await self._connection.call("drop_items", None, version, error=ItemIndexError)
+
     async def ping(self) -> None:
         await self._connection.call("ping", None, None)
 

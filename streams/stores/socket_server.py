@@ -173,6 +173,19 @@ async def _open_items(connection: _Connection, request: wire.Request) -> object:
     return None
 
 
+async def _item_versions(connection: _Connection, _: wire.Request) -> object:
+    return await connection.server.stores.item_versions()
+
+
+async def _drop_items(connection: _Connection, request: wire.Request) -> object:
+    server, version = connection.server, wire.decode(request.body, str)
+    # Whoever still asks for it opens it anew, empty: a client that is behind goes on without its items' vectors.
+    for name in [name for name in server.items if name.version == version]:
+        del server.items[name]
+    await server.stores.drop_items(version)
+    return None
+
+
 async def _user_generation(connection: _Connection, _: wire.Request) -> object:
     return await connection.server.stores.user_generation()
 
@@ -279,6 +292,8 @@ METHODS: dict[str, Method] = {
     "describe": _describe,
     "user_generation": _user_generation,
     "open_items": _open_items,
+    "item_versions": _item_versions,
+    "drop_items": _drop_items,
     "open_users": _open_users,
     "switch_users": _switch_users,
     "load_many": _load,

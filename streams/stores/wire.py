@@ -13,7 +13,7 @@ from models.domain.errors import ItemIndexError, StoreError, UserStoreError
 from models.domain.ports import F32, ItemRecord, UserRecord
 
 # Both sides are one installation on one machine; the number refuses an old worker beside a new store.
-PROTOCOL = 1
+PROTOCOL = 2
 
 # 4,096 users of 7 kB; more than that in one frame is a client that speaks something else.
 MAX_FRAME_BYTES = 1 << 28

@@ -235,3 +235,31 @@ async def test_an_index_that_was_shut_is_opened_again_with_all_it_held(deploymen
     for found, right in zip(await index.search_many(queries, 10), before, strict=True):
         assert [item_id for item_id, _ in found] == [item_id for item_id, _ in right]
     assert same((await index.get_many(["item-77"]))[0], item(77))
+
+
+async def test_a_dropped_version_is_gone_and_the_others_stay(deployment) -> None:  # type: ignore[no-untyped-def]
+    stores, other = await deployment.open(), await deployment.open("shop")
+    opened = {version: await stores.items(version=version, dimension=DIMENSION) for version in ("v1", "v2", "a.b~c")}
+    theirs = await other.items(version="v1", dimension=DIMENSION)
+    for index in (*opened.values(), theirs):
+        await index.upsert_many([item(1)])
+    assert sorted(await stores.item_versions()) == ["a.b~c", "v1", "v2"]
+    await stores.drop_items("v1")
+    await stores.drop_items("a.b~c")
+    await stores.drop_items("nobody's")
+    assert await stores.item_versions() == ["v2"]
+    assert same((await opened["v2"].get_many(["item-1"]))[0], item(1))
+    assert same((await theirs.get_many(["item-1"]))[0], item(1))
+    again = await stores.items(version="v1", dimension=DIMENSION - 1)
+    assert await again.count() == 0
+
+
+async def test_a_dropped_version_stays_gone_after_a_restart(deployment) -> None:  # type: ignore[no-untyped-def]
+    if not deployment.durable:
+        pytest.skip("this implementation lives in memory")
+    stores = await deployment.open()
+    for version in ("v1", "v2"):
+        await (await stores.items(version=version, dimension=DIMENSION)).upsert_many([item(1)])
+    await stores.drop_items("v1")
+    await deployment.shut()
+    assert await (await deployment.open()).item_versions() == ["v2"]

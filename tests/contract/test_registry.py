@@ -17,7 +17,7 @@ import pytest
 from models.domain.errors import BundleError
 from models.encoders.manifest import MANIFEST, read_files, read_manifest
 from streams.registry import Registry, RegistryError, UnknownVersionError
-from tests.services.bundles import TRAINING, small_bundle
+from tests.services.small_bundles import TRAINING, small_bundle
 
 
 @pytest.fixture(params=["directory", "file-url", "memory"])

@@ -13,7 +13,7 @@ import pytest
 from models.encoders.bundle_directory import is_sound
 from models.encoders.manifest import read_manifest
 from streams.registry import Registry, RegistryError
-from tests.services.bundles import LARGEST_FILE_BYTES, small_bundle
+from tests.services.small_bundles import LARGEST_FILE_BYTES, small_bundle
 
 pytestmark = pytest.mark.recovery
 
