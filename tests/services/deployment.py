@@ -35,7 +35,7 @@ from streams.kafka.publisher import Message, Publisher
 from streams.settings import Settings
 from streams.stores.embedded import EmbeddedStores
 from streams.topics import TopicNames, topic_specs
-from tests.services.worker import StoreProcess, WorkerProcess
+from tests.services.worker import StoreProcess, TrainerProcess, WorkerProcess
 
 # A killed worker's partitions are free after it.
 SESSION_SECONDS = 3.0
@@ -70,6 +70,17 @@ class Deployment:
 
     def worker(self, name: str = "worker", *, store: StoreProcess | None = None, **settings: str) -> WorkerProcess:
         """A worker of this deployment, not started yet; settings by their names, in small letters."""
+        worker = WorkerProcess(self.folder, name, self._environment(store, settings))
+        self.processes.append(worker)
+        return worker
+
+    def trainer(self, name: str = "trainer", **settings: str) -> TrainerProcess:
+        """A trainer of this deployment, not started yet."""
+        trainer = TrainerProcess(self.folder, name, self._environment(None, settings))
+        self.processes.append(trainer)
+        return trainer
+
+    def _environment(self, store: StoreProcess | None, settings: Mapping[str, str]) -> dict[str, str]:
         environment = {
             "kafka_bootstrap_servers": self.broker.bootstrap_servers,
             "topic_prefix": self.prefix,
@@ -81,11 +92,7 @@ class Deployment:
             "kafka_session_timeout_seconds": str(SESSION_SECONDS),
             **settings,
         }
-        worker = WorkerProcess(
-            self.folder, name, {f"STREAMREC_{key.upper()}": value for key, value in environment.items()}
-        )
-        self.processes.append(worker)
-        return worker
+        return {f"STREAMREC_{key.upper()}": value for key, value in environment.items()}
 
     async def started(
         self, name: str = "worker", *, store: StoreProcess | None = None, **settings: str

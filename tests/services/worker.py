@@ -161,3 +161,12 @@ class WorkerProcess(ServiceProcess):
                 if sample.name == name and labels.items() <= sample.labels.items():
                     total += sample.value
         return total
+
+
+class TrainerProcess(WorkerProcess):
+    """`streamrec trainer`, with its metrics and probes."""
+
+    def __init__(self, folder: Path, name: str, environment: Mapping[str, str]) -> None:
+        super().__init__(folder, name, environment)
+        self.command = ["trainer"]
+        self.environment |= {"STREAMREC_TRAINER_METRICS_PORT": str(self.port)}

@@ -12,9 +12,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from streams.kafka.embedded_broker import BrokerProcess, free_port
+from streams.kafka.embedded_broker import BrokerProcess
 from tests.services.deployment import Deployment, deployment
-from tests.services.worker import WorkerProcess, until
+from tests.services.worker import TrainerProcess, WorkerProcess, until
 
 PARTITIONS = 2
 # A block is over when every event of it is folded; a worker that is far behind is given this long.
@@ -46,15 +46,6 @@ def over(blocks: Sequence[Block]) -> Block:
     return Block(*(sum(getattr(block, name) for block in blocks) for name in Block._fields))
 
 
-class TrainerProcess(WorkerProcess):
-    """`streamrec trainer`, with its metrics and probes."""
-
-    def __init__(self, folder: Path, name: str, environment: Mapping[str, str]) -> None:
-        super().__init__(folder, name, environment)
-        self.command = ["trainer"]
-        self.environment |= {"STREAMREC_TRAINER_METRICS_PORT": str(self.port)}
-
-
 class Replay:
     """One deployment that plays a stream."""
 
@@ -69,14 +60,7 @@ class Replay:
         self.sent = 0
 
     async def start_trainer(self, **settings: str) -> None:
-        environment = {
-            **self.worker.environment,
-            **{f"STREAMREC_{key.upper()}": each for key, each in settings.items()},
-        }
-        wanted = {key: each for key, each in environment.items() if key.startswith("STREAMREC_")}
-        wanted["STREAMREC_METRICS_PORT"] = str(free_port())
-        self.trainer = TrainerProcess(self.deployed.folder, "trainer", wanted)
-        self.deployed.processes.append(self.trainer)
+        self.trainer = self.deployed.trainer(bundle=str(self.bundle), **settings)
         self.trainer.start()
         await self.trainer.until_ready()
 
