@@ -83,6 +83,17 @@ FEATURES: tuple[str, ...] = BASE_FEATURES + LEARNED_FEATURES
 BASE_COUNT, FEATURE_COUNT = len(BASE_FEATURES), len(FEATURES)
 # log(chance + 1e-3) of a candidate is never zero; a place without a candidate is all zeros.
 PRESENCE = FEATURES.index("passed_chance")
+# What the encoder says of a candidate; all others are the stream's. `score_by_encoder` and `place_by_encoder` fill them.
+ENCODER_FEATURES: tuple[str, ...] = (
+    "encoder_score",
+    "encoder_softmax",
+    "encoder_log_softmax",
+    "encoder_rank",
+    "encoder_best",
+    "encoder_entropy",
+    "has_vector",
+    "last_vector",
+)
 
 _COUNTS_AT = FEATURES.index(COUNT_NAMES[0])
 _AFTER_COUNTS = _COUNTS_AT + BASE_COUNTS
@@ -123,20 +134,11 @@ def _describe(arrays, scratch, vectors, query, lists, row):  # type: ignore[no-u
     now_ms, size = query.now_ms[row], lists.size[row]
     hours = now_ms / MS_PER_HOUR
     clock = arrays.clock[0]
-    user = query.user[row]
     covisit, follow, inverse_root = scratch.covisit, scratch.follow, arrays.pairs.inverse_root
     newcomer = np.float32(1.0 / (1.0 + query.history[row]))
     known = np.float32(1.0 - newcomer)
     mean = arrays.value_all[0] / max(arrays.value_all[1], 1.0)
-    top_score = np.float32(-1e30)
-    for k in range(size):
-        score = dot(user, vectors[lists.item[row, k]])
-        lists.features[row, k, 0] = score
-        top_score = max(top_score, score)
-    total = np.float32(0.0)
-    for k in range(size):
-        total += np.exp(np.float32(8.0) * (lists.features[row, k, 0] - top_score))
-    log_total = np.log(max(total, 1e-9))  # type: ignore[call-overload]  # numba's max has one type
+    score_by_encoder(vectors, query.user[row], lists.item[row, :size], lists.features[row])
     sum_80, sum_95 = np.float32(1e-9), np.float32(1e-9)
     for k in range(size):
         item = lists.item[row, k]
@@ -147,7 +149,6 @@ def _describe(arrays, scratch, vectors, query, lists, row):  # type: ignore[no-u
     for k in range(size):
         item = lists.item[row, k]
         f = lists.features[row, k]
-        f[1] = max(8.0 * (f[0] - top_score) - log_total, -9.0) * 0.5
         f[2:5] = 0.0
         if covisit[item, COVISIT_95] > 0.0:
             f[2] = _share(covisit[item, COVISIT_80] * inverse_80)
@@ -173,6 +174,58 @@ def _describe(arrays, scratch, vectors, query, lists, row):  # type: ignore[no-u
 
 
 @njit(cache=True)
+def score_by_encoder(vectors, user, items, features):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
+    """The encoder's features among the base ones: its score of each candidate, and a softmax over them.
+
+    Args:
+        vectors: float32[N, D]; user: float32[D].
+        items: int32[k], candidates of one list.
+        features: float32[>= k, F], of the list.
+    """
+    top_score = np.float32(-1e30)
+    for k in range(items.shape[0]):
+        score = dot(user, vectors[items[k]])
+        features[k, 0] = score
+        top_score = max(top_score, score)
+    total = np.float32(0.0)
+    for k in range(items.shape[0]):
+        total += np.exp(np.float32(8.0) * (features[k, 0] - top_score))
+    log_total = np.log(max(total, 1e-9))  # type: ignore[call-overload]  # numba's max has one type
+    for k in range(items.shape[0]):
+        features[k, 1] = max(8.0 * (features[k, 0] - top_score) - log_total, -9.0) * 0.5
+
+
+@njit(cache=True)
+def place_by_encoder(vectors, last, items, features):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
+    """The encoder's features that only a learned ranker reads; arguments as in `score_by_encoder`, which runs before.
+
+    Args:
+        last: the user's latest item, -1 = none.
+    """
+    bias, size, at = vectors.shape[1] - 1, items.shape[0], _AFTER_MORE
+    best = np.float32(-1e30)
+    for k in range(size):
+        best = max(best, features[k, 0])
+    mass = 0.0
+    for k in range(size):
+        mass += np.exp(features[k, 0] - best)
+    log_mass = np.log(max(mass, 1e-9))
+    entropy = 0.0
+    for k in range(size):
+        level = features[k, 0] - best - log_mass
+        entropy -= np.exp(level) * level
+    by_encoder = _ranks(features[:size, 0])
+    for k in range(size):
+        item, f = items[k], features[k]
+        f[at] = max(f[0] - best - log_mass, -20.0)
+        f[at + 1] = np.log(np.float32(1.0 + by_encoder[k]))
+        f[at + 2] = -log_mass
+        f[at + 3] = entropy
+        f[at + 4] = 1.0 if vectors[item, 0] != 0.0 else 0.0
+        f[at + 5] = dot(vectors[item, :bias], vectors[last, :bias]) if last >= 0 else 0.0
+
+
+@njit(cache=True)
 def _share(share):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
     return np.log(np.float32(share + _SHARE_FLOOR)) - _LOG_SHARE_FLOOR
 
@@ -190,31 +243,20 @@ def _describe_more(arrays, scratch, vectors, query, people, lists, row):  # type
     hours, clock = now_ms / MS_PER_HOUR, arrays.clock[0]
     covisit, follow, inverse_root = scratch.covisit, scratch.follow, arrays.pairs.inverse_root
     choice, passed, weight = people.choice[person], people.passed[person], people.weight[person]
-    bias = vectors.shape[1] - 1
     for p in range(PASSED_LENGTH):
         if passed[p] >= 0:
             scratch.passed[passed[p]] = p + 1
-    # The whole list: the encoder's softmax, sums of shares, ranks.
-    best, sum_50, sum_last, sum_80 = np.float32(-1e30), np.float32(1e-9), np.float32(1e-9), np.float32(1e-9)
+    place_by_encoder(vectors, query.recent[row, 0], lists.item[row, :size], lists.features[row])
+    # The whole list: sums of shares, ranks.
+    sum_50, sum_last, sum_80 = np.float32(1e-9), np.float32(1e-9), np.float32(1e-9)
     for k in range(size):
         item = lists.item[row, k]
-        best = max(best, lists.features[row, k, 0])
         sum_80 += covisit[item, COVISIT_80]
         sum_50 += covisit[item, COVISIT_50] * inverse_root[item]
         sum_last += covisit[item, COVISIT_LAST] * inverse_root[item]
-    mass = 0.0
-    for k in range(size):
-        mass += np.exp(lists.features[row, k, 0] - best)
-    log_mass = np.log(max(mass, 1e-9))
-    entropy = 0.0
-    for k in range(size):
-        level = lists.features[row, k, 0] - best - log_mass
-        entropy -= np.exp(level) * level
-    by_encoder = _ranks(lists.features[row, :size, 0])
     by_pairs = _ranks(lists.features[row, :size, 2])
     by_popularity = _ranks(lists.features[row, :size, _POPULARITY])
     by_recency = _ranks(-lists.features[row, :size, _EVENTS_SINCE_TOUCH])
-    last = query.recent[row, 0]
     gap_minutes = max(now_ms - query.last_ms[row], 0) / 60_000.0 if query.last_ms[row] >= 0 else 1e6
     log_gap = np.log(gap_minutes + 1.0)
     for k in range(size):
@@ -223,12 +265,6 @@ def _describe_more(arrays, scratch, vectors, query, people, lists, row):  # type
         for c in range(_MORE_COUNTS):
             f[BASE_COUNT + c] = _level(arrays, item, BASE_COUNTS + c, clock, hours)
         at = _AFTER_MORE
-        f[at] = max(f[0] - best - log_mass, -20.0)
-        f[at + 1] = np.log(np.float32(1.0 + by_encoder[k]))
-        f[at + 2] = -log_mass
-        f[at + 3] = entropy
-        f[at + 4] = 1.0 if vectors[item, 0] != 0.0 else 0.0
-        f[at + 5] = dot(vectors[item, :bias], vectors[last, :bias]) if last >= 0 else 0.0
         f[at + 6] = _share(covisit[item, COVISIT_50] * inverse_root[item] / sum_50)
         f[at + 7] = _share(covisit[item, COVISIT_LAST] * inverse_root[item] / sum_last)
         f[at + 8] = _share(covisit[item, COVISIT_LIKED] * inverse_root[item] / sum_80)
