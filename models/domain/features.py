@@ -83,7 +83,7 @@ FEATURES: tuple[str, ...] = BASE_FEATURES + LEARNED_FEATURES
 BASE_COUNT, FEATURE_COUNT = len(BASE_FEATURES), len(FEATURES)
 # log(chance + 1e-3) of a candidate is never zero; a place without a candidate is all zeros.
 PRESENCE = FEATURES.index("passed_chance")
-# What the encoder says of a candidate; all others are the stream's. `score_by_encoder` and `place_by_encoder` fill them.
+# What the encoder says of a candidate (`score_by_encoder`, `place_by_encoder`); all others are the stream's.
 ENCODER_FEATURES: tuple[str, ...] = (
     "encoder_score",
     "encoder_softmax",
@@ -120,12 +120,17 @@ _NO_AGE, _NO_GAP = 9.5, 15.0
 
 @njit(cache=True)
 def describe_list(arrays, scratch, vectors, available, query, people, worth, lists, row):  # type: ignore[no-untyped-def]  # pragma: no cover
-    """Propose the candidates of list `row` and fill in their features: all of them where `lists` has room."""
-    learned = lists.features.shape[2] > BASE_COUNT
-    propose(arrays, scratch, available, query, lists, row, worth, learned)
+    """Propose the candidates of list `row` and fill in their features: where `lists` has room, all of a deep list's,
+    and of any other list what `await_verdict` reads.
+    """
+    room = lists.features.shape[2] > BASE_COUNT
+    deep = room and query.deep[row]
+    propose(arrays, scratch, available, query, lists, row, worth, deep)
     _describe(arrays, scratch, vectors, query, lists, row)
-    if learned:
+    if deep:
         _describe_more(arrays, scratch, vectors, query, people, lists, row)
+    elif room:
+        place_by_encoder(vectors, -1, lists.item[row, : lists.size[row]], lists.features[row])
     clear(arrays, scratch, query, row)
 
 

@@ -83,6 +83,8 @@ class _Row(NamedTuple):
     """What the user had done by then."""
     target: int = -1
     """What was chosen of the list, where it is asked just before a choice."""
+    travels: bool = False
+    """Whether its candidates go into the feedback."""
 
 
 class _Choice(NamedTuple):
@@ -166,8 +168,8 @@ class Slice:
         self.people: dict[str, int] = {}
         """Row of each user in the slice's `People`."""
         self.with_candidates = options.feedback and options.candidates_share > 0
-        self.deep = pipeline.learned or self.with_candidates
-        """Whether all features are computed, with the habits among them."""
+        self.habits = pipeline.learned or self.with_candidates
+        """Whether habits are kept, which are features beyond those that a log-linear ranker reads."""
         self.exposures = Exposures()
         self.answers: list[_Answer] = []
         self.searched: list[int] = []
@@ -206,7 +208,7 @@ class Slice:
             # A list asked just before an event has the vector and exclusions of the one published last: search once.
             self.searched.append(known.setdefault((id(vector), len(row.excluded)), len(known)))
         read = len(pipeline.ranker.features)
-        lists = new_lists(len(self.rows), FEATURE_COUNT if self.deep else read, pipeline.candidates)
+        lists = new_lists(len(self.rows), FEATURE_COUNT if self.habits else read, pipeline.candidates)
         weights = np.zeros((len(self.rows), BASE_COUNT), np.float32)
         pipeline.statistics.reserve(len(self.catalogue), len(self.moments))
         with stage("retrieve"):
@@ -309,9 +311,9 @@ class Slice:
         if first and known:
             hashed, asked_below = event_hash(str(event.event_id)), options.asked_share * _HASHES
             if hashed < asked_below:
-                ask_row, fresh = self._ask(position, state, now_ms, item, *before)
-                if self.with_candidates and hashed < asked_below * options.candidates_share:
-                    candidates_row = ask_row
+                travels = self.with_candidates and hashed < asked_below * options.candidates_share
+                ask_row, fresh = self._ask(position, state, now_ms, item, travels, *before)
+                candidates_row = ask_row if travels else -1
             published = self.last_row.get(state.user_id, -1)
             self.choices.append(
                 _Choice(
@@ -434,6 +436,7 @@ class Slice:
         state: UserState,
         now_ms: int,
         item: int,
+        travels: bool,
         interactions: Sequence[Recent],
         recent: list[int],
         excluded: npt.NDArray[np.int32],
@@ -446,7 +449,7 @@ class Slice:
             if same and not isinstance(self._event(row.position), Request):
                 # Nothing has changed since that list was published.
                 at = self.moments[-1].publish_row
-                self.rows[at] = row._replace(target=item)
+                self.rows[at] = row._replace(target=item, travels=travels)
                 return at, False
         last_ms, history = state.last_event_ms, state.events
         self.rows.append(
@@ -462,6 +465,7 @@ class Slice:
                 length,
                 interactions=interactions,
                 target=item,
+                travels=travels,
             )
         )
         return len(self.rows) - 1, True
@@ -513,15 +517,17 @@ class Slice:
         excluded = np.concatenate([row.excluded for row in rows]) if len(rows) else np.empty(0, np.int32)
         # A log-linear ranker is asked as far back as ever, also where more features are computed than it reads.
         window = LEARNED_QUERY_WINDOW if self.pipeline.learned else QUERY_WINDOW
+        deep = np.array([self.pipeline.learned or row.travels for row in rows], np.bool_)
         return Query(
             user=users,
             now_ms=np.array([row.now_ms for row in rows], np.int64),
             last_ms=np.array([row.last_ms for row in rows], np.int64),
             recent=_padded([row.recent[:window] for row in rows], window),
-            liked=self._liked(),
+            liked=self._liked(deep),
             history=np.array([row.history for row in rows], np.float32),
             person=np.array([self._person(row.state) for row in rows], np.int64),
             target=np.array([row.target for row in rows], np.int32),
+            deep=deep,
             encoder_top=self._nearest(users, excluded, starts, ends),
             newest=self.catalogue.newest(NEWEST),
             excluded_from=starts,
@@ -531,23 +537,37 @@ class Slice:
 
     def _people(self) -> People:
         states = self.result.states
-        if not self.deep:
+        if not self.habits:
             return people_of([])
         return people_of(states[user_id].habits for user_id in self.people)
 
-    def _liked(self) -> npt.NDArray[np.bool_]:
-        """bool[L, LEARNED_QUERY_WINDOW]: the latest word on each recent item was a good one."""
+    def _liked(self, deep: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+        """bool[L, LEARNED_QUERY_WINDOW]: the latest word on each recent item was a good one; only of deep lists.
+
+        Args:
+            deep: bool[L].
+        """
         out = np.zeros((len(self.rows), LEARNED_QUERY_WINDOW), np.bool_)
-        if not self.deep:
-            return out
         options = self.options
-        for at, row in enumerate(self.rows):
-            latest: dict[str, bool] = {}
-            for one in reversed(row.interactions):
-                latest.setdefault(one.item_id, options.liking(one.kind, one.value) > STRONG_LIKING)
-                if len(latest) == LEARNED_QUERY_WINDOW:
-                    break
-            out[at, : len(latest)] = list(latest.values())
+        good: dict[tuple[str, float | None], bool] = {}
+        # The list asked before an event looks back on the same interactions as the one published before it.
+        found: dict[int, list[bool]] = {}
+        for at in np.flatnonzero(deep).tolist():
+            interactions = self.rows[at].interactions
+            liked = found.get(id(interactions))
+            if liked is None:
+                latest: dict[str, bool] = {}
+                for one in reversed(interactions):
+                    if one.item_id in latest:
+                        continue
+                    said = (one.kind, one.value)
+                    if said not in good:
+                        good[said] = options.liking(*said) > STRONG_LIKING
+                    latest[one.item_id] = good[said]
+                    if len(latest) == LEARNED_QUERY_WINDOW:
+                        break
+                liked = found[id(interactions)] = list(latest.values())
+            out[at, : len(liked)] = liked
         return out
 
     def _nearest(
@@ -592,7 +612,7 @@ class Slice:
             row_weights,
             timeline,
         )
-        if self.deep:
+        if self.habits:
             for user_id, row in self.people.items():
                 self.result.states[user_id].habits = habits_of(people, row)
         kept = timeline.counts
