@@ -21,7 +21,6 @@ from models.domain.batch import (
     PipelineOptions,
     Published,
     Score,
-    Told,
 )
 from models.domain.candidates import COVISITATION, LEARNED_QUERY_WINDOW, QUERY_WINDOW, SOURCES, Lists, Query, new_lists
 from models.domain.events import (
@@ -36,18 +35,17 @@ from models.domain.events import (
     Search,
     encoded_text,
 )
-from models.domain.examples import AskedList, candidates_of, examples_of
+from models.domain.examples import AskedList, examples_of
 from models.domain.features import BASE_COUNT, FEATURE_COUNT
-from models.domain.feedback import FEEDBACK_VERSION, Feedback, Forgotten
 from models.domain.gate import admit
 from models.domain.habits import People, habits_of, people_of
 from models.domain.ports import F32, NO_VALUE
 from models.domain.ranking import AdaptiveWeights, Timeline
 from models.domain.read_values import read_values
 from models.domain.reasons import because_of, of_source
-from models.domain.shown import Entry, Exposures, NamedBy, told
 from models.domain.state import Recent, UserState, event_hash
 from models.domain.statistics import PAIR_WINDOW, Touches
+from models.domain.telling import MadeLists, Telling
 
 if TYPE_CHECKING:
     from models.domain.pipeline import Pipeline
@@ -101,31 +99,6 @@ class _Choice(NamedTuple):
     stored_model: str
 
 
-class _Answer(NamedTuple):
-    """An interaction of which a trainer is told once the slice's lists are known."""
-
-    position: int
-    event: Interaction
-    user_id: str
-    item: int
-    read_share: float | None
-    first: bool
-    history: Sequence[Recent]
-    shown: tuple[NamedBy, Entry] | None
-    candidates_row: int
-    """Row of the asked list whose candidates travel, -1 = none does."""
-
-
-class _Made(NamedTuple):
-    """The lists of a slice, by row."""
-
-    lists: Lists
-    items: list[tuple[str, ...]]
-    """Ids, best first, cut to the length asked for."""
-    sources: list[bytes]
-    """Place in `SOURCES` of each item's source."""
-
-
 class _Moment(NamedTuple):
     """One entry of the timeline."""
 
@@ -170,8 +143,7 @@ class Slice:
         self.with_candidates = options.feedback and options.candidates_share > 0
         self.habits = pipeline.learned or self.with_candidates
         """Whether habits are kept, which are features beyond those that a log-linear ranker reads."""
-        self.exposures = Exposures()
-        self.answers: list[_Answer] = []
+        self.telling = Telling(self.catalogue.ids, pipeline.model_version, result.feedback)
         self.searched: list[int] = []
         """Which search of the vector index each list shares."""
         self.read: dict[int, float] = {}
@@ -190,9 +162,9 @@ class Slice:
         made = self._make_lists(before, after) if self.moments else None
         if self.options.feedback:
             with stage("tell"):
-                self._tell(made)
+                self.telling.finish(made)
 
-    def _make_lists(self, before: Mapping[int, F32], after: Mapping[int, F32]) -> _Made | None:
+    def _make_lists(self, before: Mapping[int, F32], after: Mapping[int, F32]) -> MadeLists | None:
         """Play the slice over the statistics and write its lists.
 
         Args:
@@ -230,32 +202,6 @@ class Slice:
             ]
             self.result.examples.append(examples_of(lists, asked))
         return made
-
-    def _tell(self, made: _Made | None) -> None:
-        """What a trainer is told, now that the lists are known; and what later interactions are joined to."""
-        self.exposures.settle(made.items if made else (), made.sources if made else ())
-        ids, version = self.catalogue.ids, self.pipeline.model_version
-        for answer in self.answers:
-            event, item_id, row, candidates = answer.event, ids[answer.item], answer.candidates_row, None
-            if made is not None and row >= 0:
-                candidates = candidates_of(made.lists, row, answer.item, ids, _place(made.items[row], item_id))
-            record = Feedback(
-                version=FEEDBACK_VERSION,
-                model_version=version,
-                event_id=str(event.event_id),
-                user_id=answer.user_id,
-                item_id=item_id,
-                kind=event.type,
-                value=event.value,
-                event_time_ms=event.event_time_ms,
-                text=encoded_text(event),
-                read_share=answer.read_share,
-                first=answer.first,
-                history=tuple(answer.history),
-                shown=None if answer.shown is None else told(answer.shown[0], answer.shown[1].shown, item_id),
-                candidates=candidates,
-            )
-            self.result.feedback.append(Told(answer.position, record))
 
     # fold -------------------------------------------------------------------------------------------------------------
 
@@ -295,7 +241,7 @@ class Slice:
             self._answer(position, state, event.event_time_ms)
         elif isinstance(event, Impression):
             if self.options.feedback:
-                self.exposures.show(state, event)
+                self.telling.exposures.show(state, event)
         elif isinstance(event, Forget):
             self._forget(position, event, state)
 
@@ -329,10 +275,7 @@ class Slice:
             )
         if options.feedback:
             # Before this event's own list is published.
-            shown = self.exposures.answered_by(state, event)
-            self.answers.append(
-                _Answer(position, event, state.user_id, item, read, first and known, before[0], shown, candidates_row)
-            )
+            self.telling.interaction(position, event, state, item, read, first and known, before[0], candidates_row)
         self._step(
             position,
             state,
@@ -392,8 +335,7 @@ class Slice:
         result.republish.pop(state.user_id, None)
         result.published = [made for made in result.published if made.user_id != state.user_id]
         if self.options.feedback:
-            record = Forgotten(version=FEEDBACK_VERSION, user_id=state.user_id, event_time_ms=event.event_time_ms)
-            result.feedback.append(Told(position, record))
+            self.telling.forgotten(position, event, state)
 
     def _settle(self, state: UserState, now_ms: int) -> None:
         state.events += 1
@@ -505,7 +447,7 @@ class Slice:
         )
         self.last_row[state.user_id] = at
         if self.options.feedback:
-            self.exposures.publish(state, recommendation_id, request_id, self.pipeline.model_version, at)
+            self.telling.exposures.publish(state, recommendation_id, request_id, self.pipeline.model_version, at)
         else:
             state.shown = ()  # what nobody keeps up must not be joined to later
         return at
@@ -628,7 +570,7 @@ class Slice:
                 )
             )
 
-    def _write(self, lists: Lists, scores: F32, places: npt.NDArray[np.int32]) -> _Made:
+    def _write(self, lists: Lists, scores: F32, places: npt.NDArray[np.int32]) -> MadeLists:
         ids, result, model = self.catalogue.ids, self.result, self.pipeline.model_version
         taken = np.maximum(places, 0)
         # Plain lists: reading ten numpy scalars a list would cost more than the ranker.
@@ -673,7 +615,7 @@ class Slice:
                 result.asked[choice.position] = asked
                 result.scores.append(Score(choice.position, "asked", model, choice.cold, _place(asked, item_id)))
         shown_sources = [bytes(row[: len(shown)]) for row, shown in zip(sources, chosen, strict=True)]
-        return _Made(lists, chosen, shown_sources)
+        return MadeLists(lists, chosen, shown_sources)
 
     def _reasons(self, interactions: Sequence[Recent], sources: list[int], because: list[int]) -> list[str]:
         latest = {r.item_id: r for r in interactions}
