@@ -56,7 +56,7 @@ class PipelineOptions(NamedTuple):
     """True tells of every interaction folded what led to it. What is served stays the same to the bit."""
     candidates_share: float = 1.0
     """Share of asked lists (by hash of the event id) whose candidates travel with the feedback. Above 0, every feature
-    of every list is computed and habits are kept, also where the served ranker reads none of that."""
+    of those lists is computed and habits are kept, also where the served ranker reads none of that."""
 
     def share(self, value: float | None) -> float:
         """The value as a share of its scale, 0 to 1; NO_VALUE where there is none."""

@@ -72,6 +72,8 @@ class Query(NamedTuple):
     """int64[L], row of `People`."""
     target: npt.NDArray[np.int32]
     """int32[L], what was chosen of the list, where that is known: to see which sources reach it; -1 = not known."""
+    deep: npt.NDArray[np.bool_]
+    """bool[L], whether every feature of the candidates is filled in, or only those that a log-linear ranker reads."""
     encoder_top: npt.NDArray[np.int32]
     """int32[L, E], the vector index's proposals, best first, -1 padded."""
     newest: npt.NDArray[np.int32]
@@ -96,7 +98,7 @@ class Lists(NamedTuple):
     reached: npt.NDArray[np.bool_]
     """bool[L, SOURCE_COUNT], whether the source came to the query's target before the list was full."""
     features: npt.NDArray[np.float32]
-    """float32[L, K, F]; zero rows where there is no candidate."""
+    """float32[L, K, F]; zero rows where there is no candidate. Where the list is not `deep`, zero columns too."""
 
 
 class Scratch(NamedTuple):

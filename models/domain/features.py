@@ -120,12 +120,17 @@ _NO_AGE, _NO_GAP = 9.5, 15.0
 
 @njit(cache=True)
 def describe_list(arrays, scratch, vectors, available, query, people, worth, lists, row):  # type: ignore[no-untyped-def]  # pragma: no cover
-    """Propose the candidates of list `row` and fill in their features: all of them where `lists` has room."""
-    learned = lists.features.shape[2] > BASE_COUNT
-    propose(arrays, scratch, available, query, lists, row, worth, learned)
+    """Propose the candidates of list `row` and fill in their features: where `lists` has room, all of a deep list's,
+    and of any other list what `await_verdict` reads.
+    """
+    room = lists.features.shape[2] > BASE_COUNT
+    deep = room and query.deep[row]
+    propose(arrays, scratch, available, query, lists, row, worth, deep)
     _describe(arrays, scratch, vectors, query, lists, row)
-    if learned:
+    if deep:
         _describe_more(arrays, scratch, vectors, query, people, lists, row)
+    elif room:
+        place_by_encoder(vectors, -1, lists.item[row, : lists.size[row]], lists.features[row])
     clear(arrays, scratch, query, row)
 
 

@@ -21,7 +21,6 @@ from models.domain.batch import (
     PipelineOptions,
     Published,
     Score,
-    Told,
 )
 from models.domain.candidates import COVISITATION, LEARNED_QUERY_WINDOW, QUERY_WINDOW, SOURCES, Lists, Query, new_lists
 from models.domain.events import (
@@ -36,18 +35,17 @@ from models.domain.events import (
     Search,
     encoded_text,
 )
-from models.domain.examples import AskedList, candidates_of, examples_of
+from models.domain.examples import AskedList, examples_of
 from models.domain.features import BASE_COUNT, FEATURE_COUNT
-from models.domain.feedback import FEEDBACK_VERSION, Feedback, Forgotten
 from models.domain.gate import admit
 from models.domain.habits import People, habits_of, people_of
 from models.domain.ports import F32, NO_VALUE
 from models.domain.ranking import AdaptiveWeights, Timeline
 from models.domain.read_values import read_values
 from models.domain.reasons import because_of, of_source
-from models.domain.shown import Entry, Exposures, NamedBy, told
 from models.domain.state import Recent, UserState, event_hash
 from models.domain.statistics import PAIR_WINDOW, Touches
+from models.domain.telling import MadeLists, Telling
 
 if TYPE_CHECKING:
     from models.domain.pipeline import Pipeline
@@ -83,6 +81,8 @@ class _Row(NamedTuple):
     """What the user had done by then."""
     target: int = -1
     """What was chosen of the list, where it is asked just before a choice."""
+    travels: bool = False
+    """Whether its candidates go into the feedback."""
 
 
 class _Choice(NamedTuple):
@@ -97,31 +97,6 @@ class _Choice(NamedTuple):
     """Row of the user's list published earlier in this slice, -1 = the stored one."""
     stored_items: tuple[str, ...]
     stored_model: str
-
-
-class _Answer(NamedTuple):
-    """An interaction of which a trainer is told once the slice's lists are known."""
-
-    position: int
-    event: Interaction
-    user_id: str
-    item: int
-    read_share: float | None
-    first: bool
-    history: Sequence[Recent]
-    shown: tuple[NamedBy, Entry] | None
-    candidates_row: int
-    """Row of the asked list whose candidates travel, -1 = none does."""
-
-
-class _Made(NamedTuple):
-    """The lists of a slice, by row."""
-
-    lists: Lists
-    items: list[tuple[str, ...]]
-    """Ids, best first, cut to the length asked for."""
-    sources: list[bytes]
-    """Place in `SOURCES` of each item's source."""
 
 
 class _Moment(NamedTuple):
@@ -166,10 +141,9 @@ class Slice:
         self.people: dict[str, int] = {}
         """Row of each user in the slice's `People`."""
         self.with_candidates = options.feedback and options.candidates_share > 0
-        self.deep = pipeline.learned or self.with_candidates
-        """Whether all features are computed, with the habits among them."""
-        self.exposures = Exposures()
-        self.answers: list[_Answer] = []
+        self.habits = pipeline.learned or self.with_candidates
+        """Whether habits are kept, which are features beyond those that a log-linear ranker reads."""
+        self.telling = Telling(self.catalogue.ids, pipeline.model_version, result.feedback)
         self.searched: list[int] = []
         """Which search of the vector index each list shares."""
         self.read: dict[int, float] = {}
@@ -188,9 +162,9 @@ class Slice:
         made = self._make_lists(before, after) if self.moments else None
         if self.options.feedback:
             with stage("tell"):
-                self._tell(made)
+                self.telling.finish(made)
 
-    def _make_lists(self, before: Mapping[int, F32], after: Mapping[int, F32]) -> _Made | None:
+    def _make_lists(self, before: Mapping[int, F32], after: Mapping[int, F32]) -> MadeLists | None:
         """Play the slice over the statistics and write its lists.
 
         Args:
@@ -206,7 +180,7 @@ class Slice:
             # A list asked just before an event has the vector and exclusions of the one published last: search once.
             self.searched.append(known.setdefault((id(vector), len(row.excluded)), len(known)))
         read = len(pipeline.ranker.features)
-        lists = new_lists(len(self.rows), FEATURE_COUNT if self.deep else read, pipeline.candidates)
+        lists = new_lists(len(self.rows), FEATURE_COUNT if self.habits else read, pipeline.candidates)
         weights = np.zeros((len(self.rows), BASE_COUNT), np.float32)
         pipeline.statistics.reserve(len(self.catalogue), len(self.moments))
         with stage("retrieve"):
@@ -228,32 +202,6 @@ class Slice:
             ]
             self.result.examples.append(examples_of(lists, asked))
         return made
-
-    def _tell(self, made: _Made | None) -> None:
-        """What a trainer is told, now that the lists are known; and what later interactions are joined to."""
-        self.exposures.settle(made.items if made else (), made.sources if made else ())
-        ids, version = self.catalogue.ids, self.pipeline.model_version
-        for answer in self.answers:
-            event, item_id, row, candidates = answer.event, ids[answer.item], answer.candidates_row, None
-            if made is not None and row >= 0:
-                candidates = candidates_of(made.lists, row, answer.item, ids, _place(made.items[row], item_id))
-            record = Feedback(
-                version=FEEDBACK_VERSION,
-                model_version=version,
-                event_id=str(event.event_id),
-                user_id=answer.user_id,
-                item_id=item_id,
-                kind=event.type,
-                value=event.value,
-                event_time_ms=event.event_time_ms,
-                text=encoded_text(event),
-                read_share=answer.read_share,
-                first=answer.first,
-                history=tuple(answer.history),
-                shown=None if answer.shown is None else told(answer.shown[0], answer.shown[1].shown, item_id),
-                candidates=candidates,
-            )
-            self.result.feedback.append(Told(answer.position, record))
 
     # fold -------------------------------------------------------------------------------------------------------------
 
@@ -293,7 +241,7 @@ class Slice:
             self._answer(position, state, event.event_time_ms)
         elif isinstance(event, Impression):
             if self.options.feedback:
-                self.exposures.show(state, event)
+                self.telling.exposures.show(state, event)
         elif isinstance(event, Forget):
             self._forget(position, event, state)
 
@@ -309,9 +257,9 @@ class Slice:
         if first and known:
             hashed, asked_below = event_hash(str(event.event_id)), options.asked_share * _HASHES
             if hashed < asked_below:
-                ask_row, fresh = self._ask(position, state, now_ms, item, *before)
-                if self.with_candidates and hashed < asked_below * options.candidates_share:
-                    candidates_row = ask_row
+                travels = self.with_candidates and hashed < asked_below * options.candidates_share
+                ask_row, fresh = self._ask(position, state, now_ms, item, travels, *before)
+                candidates_row = ask_row if travels else -1
             published = self.last_row.get(state.user_id, -1)
             self.choices.append(
                 _Choice(
@@ -327,10 +275,7 @@ class Slice:
             )
         if options.feedback:
             # Before this event's own list is published.
-            shown = self.exposures.answered_by(state, event)
-            self.answers.append(
-                _Answer(position, event, state.user_id, item, read, first and known, before[0], shown, candidates_row)
-            )
+            self.telling.interaction(position, event, state, item, read, first and known, before[0], candidates_row)
         self._step(
             position,
             state,
@@ -390,8 +335,7 @@ class Slice:
         result.republish.pop(state.user_id, None)
         result.published = [made for made in result.published if made.user_id != state.user_id]
         if self.options.feedback:
-            record = Forgotten(version=FEEDBACK_VERSION, user_id=state.user_id, event_time_ms=event.event_time_ms)
-            result.feedback.append(Told(position, record))
+            self.telling.forgotten(position, event, state)
 
     def _settle(self, state: UserState, now_ms: int) -> None:
         state.events += 1
@@ -434,6 +378,7 @@ class Slice:
         state: UserState,
         now_ms: int,
         item: int,
+        travels: bool,
         interactions: Sequence[Recent],
         recent: list[int],
         excluded: npt.NDArray[np.int32],
@@ -446,7 +391,7 @@ class Slice:
             if same and not isinstance(self._event(row.position), Request):
                 # Nothing has changed since that list was published.
                 at = self.moments[-1].publish_row
-                self.rows[at] = row._replace(target=item)
+                self.rows[at] = row._replace(target=item, travels=travels)
                 return at, False
         last_ms, history = state.last_event_ms, state.events
         self.rows.append(
@@ -462,6 +407,7 @@ class Slice:
                 length,
                 interactions=interactions,
                 target=item,
+                travels=travels,
             )
         )
         return len(self.rows) - 1, True
@@ -501,7 +447,7 @@ class Slice:
         )
         self.last_row[state.user_id] = at
         if self.options.feedback:
-            self.exposures.publish(state, recommendation_id, request_id, self.pipeline.model_version, at)
+            self.telling.exposures.publish(state, recommendation_id, request_id, self.pipeline.model_version, at)
         else:
             state.shown = ()  # what nobody keeps up must not be joined to later
         return at
@@ -513,15 +459,17 @@ class Slice:
         excluded = np.concatenate([row.excluded for row in rows]) if len(rows) else np.empty(0, np.int32)
         # A log-linear ranker is asked as far back as ever, also where more features are computed than it reads.
         window = LEARNED_QUERY_WINDOW if self.pipeline.learned else QUERY_WINDOW
+        deep = np.array([self.pipeline.learned or row.travels for row in rows], np.bool_)
         return Query(
             user=users,
             now_ms=np.array([row.now_ms for row in rows], np.int64),
             last_ms=np.array([row.last_ms for row in rows], np.int64),
             recent=_padded([row.recent[:window] for row in rows], window),
-            liked=self._liked(),
+            liked=self._liked(deep),
             history=np.array([row.history for row in rows], np.float32),
             person=np.array([self._person(row.state) for row in rows], np.int64),
             target=np.array([row.target for row in rows], np.int32),
+            deep=deep,
             encoder_top=self._nearest(users, excluded, starts, ends),
             newest=self.catalogue.newest(NEWEST),
             excluded_from=starts,
@@ -531,23 +479,37 @@ class Slice:
 
     def _people(self) -> People:
         states = self.result.states
-        if not self.deep:
+        if not self.habits:
             return people_of([])
         return people_of(states[user_id].habits for user_id in self.people)
 
-    def _liked(self) -> npt.NDArray[np.bool_]:
-        """bool[L, LEARNED_QUERY_WINDOW]: the latest word on each recent item was a good one."""
+    def _liked(self, deep: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+        """bool[L, LEARNED_QUERY_WINDOW]: the latest word on each recent item was a good one; only of deep lists.
+
+        Args:
+            deep: bool[L].
+        """
         out = np.zeros((len(self.rows), LEARNED_QUERY_WINDOW), np.bool_)
-        if not self.deep:
-            return out
         options = self.options
-        for at, row in enumerate(self.rows):
-            latest: dict[str, bool] = {}
-            for one in reversed(row.interactions):
-                latest.setdefault(one.item_id, options.liking(one.kind, one.value) > STRONG_LIKING)
-                if len(latest) == LEARNED_QUERY_WINDOW:
-                    break
-            out[at, : len(latest)] = list(latest.values())
+        good: dict[tuple[str, float | None], bool] = {}
+        # The list asked before an event looks back on the same interactions as the one published before it.
+        found: dict[int, list[bool]] = {}
+        for at in np.flatnonzero(deep).tolist():
+            interactions = self.rows[at].interactions
+            liked = found.get(id(interactions))
+            if liked is None:
+                latest: dict[str, bool] = {}
+                for one in reversed(interactions):
+                    if one.item_id in latest:
+                        continue
+                    said = (one.kind, one.value)
+                    if said not in good:
+                        good[said] = options.liking(*said) > STRONG_LIKING
+                    latest[one.item_id] = good[said]
+                    if len(latest) == LEARNED_QUERY_WINDOW:
+                        break
+                liked = found[id(interactions)] = list(latest.values())
+            out[at, : len(liked)] = liked
         return out
 
     def _nearest(
@@ -592,7 +554,7 @@ class Slice:
             row_weights,
             timeline,
         )
-        if self.deep:
+        if self.habits:
             for user_id, row in self.people.items():
                 self.result.states[user_id].habits = habits_of(people, row)
         kept = timeline.counts
@@ -608,7 +570,7 @@ class Slice:
                 )
             )
 
-    def _write(self, lists: Lists, scores: F32, places: npt.NDArray[np.int32]) -> _Made:
+    def _write(self, lists: Lists, scores: F32, places: npt.NDArray[np.int32]) -> MadeLists:
         ids, result, model = self.catalogue.ids, self.result, self.pipeline.model_version
         taken = np.maximum(places, 0)
         # Plain lists: reading ten numpy scalars a list would cost more than the ranker.
@@ -653,7 +615,7 @@ class Slice:
                 result.asked[choice.position] = asked
                 result.scores.append(Score(choice.position, "asked", model, choice.cold, _place(asked, item_id)))
         shown_sources = [bytes(row[: len(shown)]) for row, shown in zip(sources, chosen, strict=True)]
-        return _Made(lists, chosen, shown_sources)
+        return MadeLists(lists, chosen, shown_sources)
 
     def _reasons(self, interactions: Sequence[Recent], sources: list[int], because: list[int]) -> list[str]:
         latest = {r.item_id: r for r in interactions}

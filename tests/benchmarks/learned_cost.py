@@ -74,6 +74,7 @@ def main() -> None:
         history=np.full(BATCH, 50.0, np.float32),
         person=np.zeros(BATCH, np.int64),
         target=np.full(BATCH, -1, np.int32),
+        deep=np.ones(BATCH, np.bool_),
         encoder_top=np.stack([rng.choice(ITEMS, CANDIDATES // 2, replace=False) for _ in range(BATCH)]).astype(
             np.int32
         ),

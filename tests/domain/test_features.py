@@ -60,6 +60,7 @@ def query(
         liked=np.zeros((1, LEARNED_QUERY_WINDOW), np.bool_),
         person=np.zeros(1, np.int64),
         target=np.array([target], np.int32),
+        deep=np.ones(1, np.bool_),
         history=np.array([history], np.float32),
         encoder_top=np.array([[*nearest, -1]], np.int32),
         newest=np.array(newest, np.int32),

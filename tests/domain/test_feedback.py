@@ -337,6 +337,17 @@ def test_the_candidates_of_a_share_of_the_lists_travel(share: float) -> None:
     assert len(fewer) == pytest.approx(0.5 * len(some), abs=0.15 * len(everything))
 
 
+@pytest.mark.parametrize("ranker", [None, LearnedRanker()])
+def test_candidates_that_travel_are_the_same_whatever_share_does(ranker: LogLinearRanker | None) -> None:
+    log = lively_log(400)
+    everything = {r.event_id: r for r in told(player(ranker=ranker).play(log))}
+    some = told(player(options=TELLING._replace(candidates_share=0.4), ranker=ranker).play(log))
+    travelling = [r for r in some if r.candidates is not None]
+    assert travelling
+    for record in travelling:
+        assert record == everything[record.event_id]
+
+
 def test_features_beyond_half_precision_are_cut_and_stay_numbers() -> None:
     features = np.array([[1e6, -1e30, 0.5]], np.float32)
     assert unpack_features(pack_features(features), 1).tolist() == [[65504.0, -65504.0, 0.5]]

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from models.domain.features import FEATURE_COUNT, FEATURES
 from models.domain.feedback import Feedback, Forgotten, decode_feedback, unpack_features
@@ -139,6 +141,37 @@ async def test_an_interaction_is_told_with_the_list_that_it_names(deployed: Depl
     assert found["e4"] == ("request", asked.recommendation_id, 5)
     assert found["e6"] == ("request", None, 2)
     assert found["e7"][:2] == ("latest", latest.recommendation_id)
+
+
+async def test_a_record_larger_than_the_topic_allows_is_left_out_and_counted(deployed: Deployment) -> None:
+    events = [
+        {
+            "type": "view",
+            "event_id": f"e{number}",
+            "user_id": "u",
+            "item_id": f"i{number}" if number % 2 else f"i{number}-" + "x" * 240,
+            "event_time_ms": START_MS + 60_000 * number,
+        }
+        for number in range(30)
+    ]
+    admin = AIOKafkaAdminClient(**deployed.connection.client_options("test-admin"))
+    await admin.start()
+    try:
+        limit = {"max.message.bytes": "2000"}
+        await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, deployed.names.feedback, limit)])
+    finally:
+        await admin.close()
+    worker = await deployed.started()
+    await deployed.send_events(events)
+    await until_consumed([worker], deployed)
+    told = await deployed.feedback()
+    left_out = worker.metric("streamrec_feedback_total", outcome="too_large")
+    assert 0 < len(told) < len(events)
+    assert left_out == len(events) - len(told)
+    assert worker.metric("streamrec_feedback_total", outcome="sent") == len(told)
+    assert worker.metric("streamrec_events_total", outcome="folded") == len(events)
+    assert len(await deployed.lists()) == len(events), "lists do not wait for it"
+    worker.stop()
 
 
 async def test_a_worker_told_not_to_writes_no_feedback_on_either_broker(
