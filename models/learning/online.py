@@ -26,7 +26,7 @@ from models.learning.gate import Decision, Evidence, gains
 from models.learning.lists import ListBuffer
 from models.learning.online_checkpoint import SavedLists, SavedRound, newest, write_round, write_whole
 from models.learning.online_config import OnlineConfig
-from models.learning.rescoring import ServedLists, served_lists
+from models.learning.rescoring import Histories, ServedLists, histories_of, served_lists
 from models.learning.training_state import TrainingState
 from models.learning.user_shares import UserShares
 
@@ -42,6 +42,8 @@ class Observed(NamedTuple):
     """Told before: a worker repeats after a crash."""
     refused: int
     """Beyond a user's share."""
+    remembered: int
+    """From before the champion was fitted: they help the encoder to remember and are no examples any more."""
 
 
 class Round(NamedTuple):
@@ -65,6 +67,14 @@ class Round(NamedTuple):
     """Of the encoder, nats; NaN where nothing was trained."""
     evaluation_seconds: float
     training_seconds: float
+
+
+class Scene(NamedTuple):
+    """What a round's models rank."""
+
+    records: Sequence[Feedback]
+    served: ServedLists
+    histories: Sequence[Histories]
 
 
 class Champion(NamedTuple):
@@ -134,6 +144,8 @@ class OnlineTrainer:
         """
         self._observed = max(position, self._observed)
         taken = known = refused = 0
+        old: list[Feedback] = []
+        until_ms = -1 if self.champion.state is None or self.rounds else self.champion.state.until_ms
         for record in records:
             hashed = event_hash(record.event_id)
             if hashed in self._pending_ids or self.log.knows(record):
@@ -141,13 +153,19 @@ class OnlineTrainer:
             elif not self.shares.admit(record.user_id):
                 self.log.refuse(record)
                 refused += 1
+            elif record.event_time_ms <= until_ms:
+                old.append(record)
+                self._pending_ids.add(hashed)
             else:
                 taken += 1
                 self._pending.append(record)
                 self._pending_ids.add(hashed)
                 if record.text and (embedding := texts.get(record.text)) is not None:
                     self._texts[record.text] = embedding
-        return Observed(taken, known, refused)
+        if old:
+            self.log.add(old, texts)
+            self._pending_ids -= {event_hash(record.event_id) for record in old}
+        return Observed(taken, known, refused, len(old))
 
     def forget(self, user_id: str, until_ms: int) -> None:
         """Learn from nothing that the user did at or before that time. What was learned already stays."""
@@ -309,13 +327,14 @@ class OnlineTrainer:
         asked = [at for at, r in enumerate(records) if r.candidates is not None and at not in unreadable]
         users = [records[at].user_id for at in asked]
         state = challenger.state(self.log)
-        places, features = Contender(state, self.serving, self.options).rank(self.log, records, served)
+        scene = Scene(records, served, histories_of(records, self.options, self.log.number_items, self.log.past_text))
+        places, features = Contender(state, self.serving).rank(self.log, *scene)
         own, as_served = gains(places[asked]), _served_gains([records[at] for at in asked])
-        champion = self._gains(self.champion, records, served, asked, as_served)
+        champion = self._gains(self.champion, scene, asked, as_served)
         if challenger.windows or self.champion.contender is None:
             self.evidence.add(users, champion, own)
         if self.former is not None:
-            self.watch.add(users, self._gains(self.former, records, served, asked, as_served), champion)
+            self.watch.add(users, self._gains(self.former, scene, asked, as_served), champion)
         action, decision = self._decide()
         evaluated = time.monotonic()
         if action == "promote":
@@ -327,6 +346,9 @@ class OnlineTrainer:
         # A challenger that begins anew begins with this window: described by its former self, which had not seen it.
         if self.challenger is not None and action != "rollback":
             loss = self.challenger.learn(self.log, start, records, lists)
+            if self.challenger.learned >= self.config.refit_growth * self.challenger.events:
+                self.challenger.refit(self.log, epochs=self.config.refit_epochs, validation=self.config.validation)
+                self.evidence.clear()  # it speaks of another one
         return Round(
             number=self.rounds,
             action=action,
@@ -351,13 +373,11 @@ class OnlineTrainer:
         decision = self.evidence.judge(config.gate, seed)
         return decision.verdict, decision
 
-    def _gains(
-        self, model: Champion, records: Sequence[Feedback], served: ServedLists, asked: Sequence[int], as_served: F64
-    ) -> F64:
+    def _gains(self, model: Champion, scene: Scene, asked: Sequence[int], as_served: F64) -> F64:
         """What was served stands for a champion that cannot be run here: a bundle without training weights."""
         if model.contender is None:
             return as_served
-        return gains(model.contender.rank(self.log, records, served)[0][asked])
+        return gains(model.contender.rank(self.log, *scene)[0][asked])
 
     def _restart(self) -> None:
         """A challenger that goes on from the champion; without one, a first model is fitted again."""
@@ -366,7 +386,7 @@ class OnlineTrainer:
         self.evidence.clear()
 
     def _champion(self, version: str, state: TrainingState | None) -> Champion:
-        contender = None if state is None else Contender(state, self.serving, self.options)
+        contender = None if state is None else Contender(state, self.serving)
         return Champion(version, state, contender)
 
     def _new_challenger(self, state: TrainingState) -> Challenger:

@@ -56,6 +56,12 @@ class TrainingState:
     reached: npt.NDArray[np.float64]
     """float64[S], in how many of `reachable` lists a source came to what was chosen."""
     reachable: float
+    events: int
+    """It learned from, when all was last fitted as a whole."""
+    lists: int
+    """The ranker learned from, likewise."""
+    until_ms: int
+    """Time of the newest event that the last whole fit saw: to the ranker, lists of before are no examples any more."""
 
     @classmethod
     def of(
@@ -68,6 +74,9 @@ class TrainingState:
         candidates: int,
         reached: npt.NDArray[np.float64],
         reachable: float,
+        events: int,
+        lists: int,
+        until_ms: int,
     ) -> TrainingState:
         weights = encoders.served()
         return cls(
@@ -80,6 +89,9 @@ class TrainingState:
             candidates=candidates,
             reached=reached.copy(),
             reachable=reachable,
+            events=events,
+            lists=lists,
+            until_ms=until_ms,
         )
 
     def encoders(self, config: EncoderConfig, seed: int) -> EncoderTrainer:
@@ -104,6 +116,9 @@ class TrainingState:
             "cold_offset": self.cold_offset,
             "candidates": self.candidates,
             "reachable": self.reachable,
+            "events": self.events,
+            "lists": self.lists,
+            "until_ms": self.until_ms,
         }
         arrays |= {"trained": self.trained, "reached": self.reached}
         arrays[_META] = np.frombuffer(json.dumps(meta).encode(), np.uint8)
@@ -129,6 +144,9 @@ class TrainingState:
                 candidates=int(meta["candidates"]),
                 reached=arrays["reached"].astype(np.float64),
                 reachable=float(meta["reachable"]),
+                events=int(meta["events"]),
+                lists=int(meta["lists"]),
+                until_ms=int(meta["until_ms"]),
             )
             lengths = {len(state.item_ids), len(state.trained), len(encoder.item_id), len(encoder.item_bias)}
             features = len(ranker["raw.mean"])
@@ -139,6 +157,11 @@ class TrainingState:
         if features != FEATURE_COUNT:
             raise TrainingStateError(f"a ranker of {features} features, this release has {FEATURE_COUNT}")
         return state
+
+
+def newest_time(time_ms: npt.NDArray[np.int64]) -> int:
+    """But for a thousandth, since one clock that is years ahead must not make all that comes look old; -1 for none."""
+    return int(np.quantile(time_ms, 0.999, method="lower")) if len(time_ms) else -1
 
 
 def source_worth(reached: npt.NDArray[np.float64], reachable: float) -> F32:
