@@ -182,9 +182,13 @@ def main() -> None:
     prepared, log = read_log(given.events, given.items, given.bundle, given.data_dir)
     stream = Stream(prepared, log)
     begin, end = int(given.trained * len(log)), int(given.until * len(log))
+    config = OnlineConfig(window=given.window, gate=GateRule(promote=given.promote, memory=given.memory))
+    trainer = None if given.frozen else trainer_of(prepared, given.bundle, config, given.seed)
     started = time.perf_counter()
-    for _ in stream.play(begin, asked_share=0.0, publish=False):
-        pass
+    # What the bundle was trained on goes through the worker too, since statistics and states begin there.
+    for records in stream.play(begin, asked_share=0.0, publish=False, feedback=trainer is not None, candidates_share=0):
+        if trainer is not None:
+            trainer.observe(records, prepared.texts)
     print(f"{begin:,} events played in {time.perf_counter() - started:.0f} s", flush=True)
     rounds: list[Round] = []
 
@@ -198,12 +202,10 @@ def main() -> None:
         )
 
     started = time.perf_counter()
-    if given.frozen:
+    if trainer is None:
         for _ in stream.play(end):
             pass
     else:
-        config = OnlineConfig(window=given.window, gate=GateRule(promote=given.promote, memory=given.memory))
-        trainer = trainer_of(prepared, given.bundle, config, given.seed)
         rounds = list(learn(stream, trainer, end, report=report))
     seconds = time.perf_counter() - started
     tenths = {
