@@ -75,6 +75,8 @@ class Challenger:
         self.events, self.fitted_lists, self.until_ms = state.events, state.lists, state.until_ms
         self.learned = 0
         """Records that it has learned from since it was last fitted as a whole."""
+        self.unsettled = 0
+        """Records that it has still to learn from before it can be judged."""
 
     @classmethod
     def restored(
@@ -98,6 +100,7 @@ class Challenger:
         challenger.reachable = state["reachable"]
         challenger.events, challenger.fitted_lists = state["events"], state["fitted_lists"]
         challenger.until_ms, challenger.learned = state["until_ms"], state["learned"]
+        challenger.unsettled = state["unsettled"]
         return challenger
 
     def state(self, log: FeedbackLog) -> TrainingState:
@@ -136,17 +139,19 @@ class Challenger:
                 self.reachable += 1
         self.windows += 1
         self.learned += len(records)
+        self.unsettled = max(0, self.unsettled - len(records))
         self.until_ms = max([self.until_ms, *(record.event_time_ms for record in records)])
         whole = log.log
         return self.encoders.update(whole, start, len(whole))
 
-    def refit(self, log: FeedbackLog, *, epochs: int, validation: float) -> None:
+    def refit(self, log: FeedbackLog, *, epochs: int, validation: float, settling: int) -> None:
         """Fit the encoder on the whole log from its present weights, and the ranker anew on all past lists.
 
         The ranker only where there are as many lists as it was fitted on: it begins anew each time.
 
         Args:
             validation: latest share of the lists, on which is chosen how long the ranker trains.
+            settling: records until the ranker knows the new encoder's scores.
         """
         whole = log.log
         self.encoders.fit(whole, len(whole), epochs=epochs)
@@ -154,4 +159,4 @@ class Challenger:
         if count and count >= min(self.fitted_lists, self.lists.capacity):
             self.rankers.fit_latest(self.lists.lists, int((1.0 - validation) * count))
             self.fitted_lists = count
-        self.events, self.learned = len(whole), 0
+        self.events, self.learned, self.unsettled = len(whole), 0, settling

@@ -331,7 +331,8 @@ class OnlineTrainer:
         places, features = Contender(state, self.serving).rank(self.log, *scene)
         own, as_served = gains(places[asked]), _served_gains([records[at] for at in asked])
         champion = self._gains(self.champion, scene, asked, as_served)
-        if challenger.windows or self.champion.contender is None:
+        comparable = challenger.windows > 0 and challenger.unsettled == 0
+        if comparable or self.champion.contender is None:
             self.evidence.add(users, champion, own)
         if self.former is not None:
             self.watch.add(users, self._gains(self.former, scene, asked, as_served), champion)
@@ -347,7 +348,12 @@ class OnlineTrainer:
         if self.challenger is not None and action != "rollback":
             loss = self.challenger.learn(self.log, start, records, lists)
             if self.challenger.learned >= self.config.refit_growth * self.challenger.events:
-                self.challenger.refit(self.log, epochs=self.config.refit_epochs, validation=self.config.validation)
+                self.challenger.refit(
+                    self.log,
+                    epochs=self.config.refit_epochs,
+                    validation=self.config.validation,
+                    settling=self.config.settling,
+                )
                 self.evidence.clear()  # it speaks of another one
         return Round(
             number=self.rounds,

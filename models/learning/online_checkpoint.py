@@ -118,6 +118,7 @@ def write_challenger(directory: Path, challenger: Challenger) -> dict[str, Any]:
         "fitted_lists": challenger.fitted_lists,
         "until_ms": challenger.until_ms,
         "learned": challenger.learned,
+        "unsettled": challenger.unsettled,
         "seed": challenger.rankers.seed,
         "generator": challenger.rankers.rng.bit_generator.state,
     }

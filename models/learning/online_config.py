@@ -26,6 +26,9 @@ class OnlineConfig:
     refit_growth: float = 0.25
     """Share of the events that the last whole fit saw, after which as many new ones call for another."""
     refit_epochs: int = 9
+    settling: int = 2_000
+    """Records that a challenger learns from after a whole fit before it is compared: its ranker has to get to know the
+    new encoder's scores."""
     validation: float = 0.1
     """Latest share of past lists, on which is chosen how long the ranker trains in a whole fit."""
     candidates: int = 200

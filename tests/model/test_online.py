@@ -55,6 +55,7 @@ CONFIG = OnlineConfig(
     lists=600,
     refit_growth=0.5,
     refit_epochs=2,
+    settling=150,
     ranker=RankerConfig(batch=32, sampled=16, updates=200),
     gate=GateRule(least_records=100),
     watch=WatchRule(least_records=100),
