@@ -10,7 +10,6 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -26,62 +25,12 @@ from models.learning.gate import Decision, Evidence, gains
 from models.learning.lists import ListBuffer
 from models.learning.online_checkpoint import SavedLists, SavedRound, newest, write_round, write_whole
 from models.learning.online_config import OnlineConfig
-from models.learning.rescoring import Histories, ServedLists, histories_of, served_lists
+from models.learning.rescoring import ServedLists, histories_of, served_lists
+from models.learning.rounds import Action, Champion, Observed, Round, Scene
 from models.learning.training_state import TrainingState
 from models.learning.user_shares import UserShares
 
 F64 = npt.NDArray[np.float64]
-Action = Literal["first", "promote", "keep", "discard", "rollback"]
-
-
-class Observed(NamedTuple):
-    """What became of records."""
-
-    taken: int
-    known: int
-    """Told before: a worker repeats after a crash."""
-    refused: int
-    """Beyond a user's share."""
-    remembered: int
-    """From before the champion was fitted: they help the encoder to remember and are no examples any more."""
-
-
-class Round(NamedTuple):
-    """What a round found and did."""
-
-    number: int
-    action: Action
-    """`promote` and `rollback` wait for `promoted` and `rolled_back`."""
-    decision: Decision | None
-    """Of the gate, or of the watch where it calls for a rollback; None without a challenger."""
-    model: TrainingState | None
-    """To publish, where the action is `promote`."""
-    records: int
-    unreadable: int
-    """Records whose list could not be read; they are learned from as events alone."""
-    served_ndcg: float
-    """nDCG@10 of the lists as they were served; NaN where no list was asked."""
-    champion_ndcg: float
-    challenger_ndcg: float
-    loss: float
-    """Of the encoder, nats; NaN where nothing was trained."""
-    evaluation_seconds: float
-    training_seconds: float
-
-
-class Scene(NamedTuple):
-    """What a round's models rank."""
-
-    records: Sequence[Feedback]
-    served: ServedLists
-    histories: Sequence[Histories]
-
-
-class Champion(NamedTuple):
-    version: str
-    state: TrainingState | None
-    """None for a version that was not trained here nor carries what training goes on from."""
-    contender: Contender | None
 
 
 class OnlineTrainer:
@@ -210,15 +159,24 @@ class OnlineTrainer:
         """The model of the last round is published and champion; the former one is watched against it."""
         if self._candidate is None:
             raise ValueError("the last round promoted nothing")
-        self.adopt(version, self._candidate)
+        self._succeed(version, self._candidate)
         self._candidate = None
 
     def adopt(self, version: str, state: TrainingState | None) -> None:
-        """Another version was made champion, by this trainer or by somebody else."""
-        self.former = self.champion if self.champion.contender is not None else None
-        self.champion = self._champion(version, state)
-        self.evidence.clear()
-        self.watch.clear()
+        """Somebody else made another version champion: it is watched too, and the challenger begins anew from it.
+
+        Args:
+            state: what training goes on from; without it, or where it knows other kinds or other texts than the log,
+                the champion is judged by what it serves, and the challenger stays who it is.
+        """
+        fits = (
+            state is not None
+            and state.kinds == self.log.kinds
+            and len(state.encoder.projection) == self.log.log.item_text.shape[1]
+        )
+        self._succeed(version, state if fits else None)
+        if fits:
+            self._restart()
 
     def rolled_back(self) -> None:
         """The former champion serves again; the challenger begins anew from it."""
@@ -385,6 +343,12 @@ class OnlineTrainer:
             return as_served
         return gains(model.contender.rank(self.log, *scene)[0][asked])
 
+    def _succeed(self, version: str, state: TrainingState | None) -> None:
+        self.former = self.champion if self.champion.contender is not None else None
+        self.champion = self._champion(version, state)
+        self.evidence.clear()
+        self.watch.clear()
+
     def _restart(self) -> None:
         """A challenger that goes on from the champion; without one, a first model is fitted again."""
         state = self.champion.state
@@ -392,8 +356,11 @@ class OnlineTrainer:
         self.evidence.clear()
 
     def _champion(self, version: str, state: TrainingState | None) -> Champion:
-        contender = None if state is None else Contender(state, self.serving)
-        return Champion(version, state, contender)
+        if state is None:
+            return Champion(version, None, None)
+        self.log.number_items(state.item_ids)
+        state = state.renumbered(self.log.item_ids)
+        return Champion(version, state, Contender(state, self.serving))
 
     def _new_challenger(self, state: TrainingState) -> Challenger:
         return Challenger(state, self.config.encoder, self.config.ranker, self.lists, self.seed)

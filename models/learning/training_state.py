@@ -7,8 +7,8 @@ ended. No pickle.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -99,6 +99,28 @@ class TrainingState:
 
     def rankers(self, config: RankerConfig, seed: int) -> RankerTrainer:
         return RankerTrainer.of(config, seed, {name: torch.tensor(each) for name, each in self.ranker.items()})
+
+    def renumbered(self, item_ids: Sequence[str]) -> TrainingState:
+        """The same model with its item table in this order.
+
+        Args:
+            item_ids: the state's own and others, of which it then knows their text alone.
+        """
+        if self.item_ids == tuple(item_ids[: len(self.item_ids)]):
+            return self
+        places = {item_id: row for row, item_id in enumerate(self.item_ids)}
+        row = np.array([places.get(item_id, -1) for item_id in item_ids], np.int64)
+        known, encoder = row >= 0, self.encoder
+        return replace(
+            self,
+            item_ids=tuple(item_ids),
+            trained=self.trained[row] & known,
+            encoder=replace(
+                encoder,
+                item_id=np.where(known[:, None], encoder.item_id[row], np.float32(0)),
+                item_bias=np.where(known, encoder.item_bias[row], encoder.cold_bias),
+            ),
+        )
 
     def ranker_weights(self) -> RankerWeights:
         return self.rankers(RankerConfig(), 0).weights()

@@ -89,6 +89,18 @@ def test_trainers_of_a_kept_state_go_on_as_those_whose_fit_has_just_ended(
     np.testing.assert_array_equal(ranked.scores(lists, np.arange(80)), rankers.scores(lists, np.arange(80)))
 
 
+def test_a_table_in_another_order_is_the_same_model(trained: tuple[EncoderTrainer, RankerTrainer]) -> None:
+    state = state_of(trained)
+    assert state.renumbered([*state.item_ids, "new"]) is state
+    order = [*reversed(state.item_ids), "new"]
+    other = state.renumbered(order)
+    text = made_log().item_text
+    was, now = state.encoder.item_vectors(text), other.encoder.item_vectors(np.vstack([text[::-1], text[:1]]))
+    np.testing.assert_array_equal(now[-2::-1], was)
+    np.testing.assert_array_equal(now[-1], state.encoder.item_vectors(text[:1], np.array([-1]))[0])
+    assert other.trained.tolist() == [*state.trained[::-1].tolist(), False]
+
+
 def test_sources_have_the_worth_that_was_counted(trained: tuple[EncoderTrainer, RankerTrainer]) -> None:
     state = TrainingState.decode(state_of(trained).encode())
     np.testing.assert_allclose(state.worth(), np.maximum(REACHED / 100, 0.05), rtol=1e-6)
