@@ -21,9 +21,11 @@ from models.domain.ports import F32, Ranker, UserEncoder
 from models.encoders.ranker import OnnxRanker
 from models.encoders.session import CPU, open_session
 from models.learning.checkpoint import CheckpointError
-from models.learning.contenders import Serving
+from models.learning.contenders import Challenger, Serving
 from models.learning.encoder_weights import EncoderWeights
+from models.learning.feedback_log import FeedbackLog
 from models.learning.gate import GateRule, WatchRule
+from models.learning.lists import Lists
 from models.learning.online import OnlineTrainer, Round
 from models.learning.online_config import OnlineConfig
 from models.learning.ranker_trainer import RankerConfig
@@ -42,7 +44,7 @@ from tests.domain.helpers import (
     text_vector,
 )
 
-pytestmark = pytest.mark.train
+pytestmark = [pytest.mark.train, pytest.mark.slow]
 USERS, ITEMS = 30, 60
 KINDS = BankEncoder.kinds
 IDS = [f"i{n}" for n in range(ITEMS)]
@@ -57,7 +59,7 @@ CONFIG = OnlineConfig(
     refit_epochs=2,
     settling=150,
     ranker=RankerConfig(batch=32, sampled=16, updates=200),
-    gate=GateRule(least_records=100),
+    gate=GateRule(promote=0.9, least_records=100),
     watch=WatchRule(least_records=100),
 )
 
@@ -241,23 +243,33 @@ def test_a_spoiled_champion_goes_back_to_the_former_one(
     assert "spoiled" not in online.champion.version
 
 
+class Shuffled(Challenger):
+    """Learns that users chose what others chose."""
+
+    def learn(self, log: FeedbackLog, start: int, records: Sequence[Feedback], lists: Lists) -> float:
+        rng = np.random.default_rng(self.windows)
+        item = log.log.item
+        item[start:] = rng.permutation(item[start:])
+        chosen = (rng.random(len(lists.at)) * lists.size).astype(np.int32)
+        return super().learn(log, start, records, replace(lists, chosen=chosen))
+
+
 def test_a_challenger_that_learns_from_shuffled_choices_is_not_promoted(
     stream: list[Feedback], learned: tuple[OnlineTrainer, list[Round]]
 ) -> None:
     state = learned[0].champion.state
     assert state is not None
-    online = trainer(state=replace(state, until_ms=-1))
-    assert online.challenger is not None
-    rng = np.random.default_rng(0)
-    honest = online.challenger.learn
-
-    def shuffled(log, start, rows, lists):  # type: ignore[no-untyped-def]
-        log.log.item[start:] = rng.permutation(log.log.item[start:])
-        return honest(log, start, rows, replace(lists, chosen=rng.permutation(lists.chosen) % lists.size))
-
-    online.challenger.learn = shuffled  # type: ignore[method-assign]
-    rounds = learn(online, stream)
-    assert "promote" not in [found.action for found in rounds[: 1 + len(rounds) // 2]]
+    online = trainer(replace(CONFIG, gate=GateRule(least_records=300)), state=replace(state, until_ms=-1))
+    online.challenger = Shuffled(state, CONFIG.encoder, CONFIG.ranker, online.lists, 0)
+    rounds: list[Round] = []
+    for first in range(0, len(stream), 50):
+        online.observe(stream[first : first + 50], {})
+        if online.due:
+            rounds.append(online.round())
+            if rounds[-1].action == "discard":
+                break
+    assert "promote" not in [found.action for found in rounds]
+    assert rounds[-1].challenger_ndcg < rounds[-1].champion_ndcg
 
 
 def test_what_a_forgotten_user_did_is_learned_from_no_more_and_stays_away_after_a_kill(
