@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from models.domain.batch import PipelineOptions
 from models.domain.feedback import Feedback
 from models.domain.ports import F32, Ranker, UserEncoder
 from models.learning.encoder_trainer import EncoderConfig, EncoderTrainer
@@ -19,7 +18,7 @@ from models.learning.feedback_log import FeedbackLog
 from models.learning.lists import ListBuffer, Lists
 from models.learning.ranker_trainer import RankerConfig, RankerTrainer
 from models.learning.ranker_weights import RankerWeights
-from models.learning.rescoring import ServedLists, described_anew, places, users_before
+from models.learning.rescoring import Histories, ServedLists, described_anew, places, users_before
 from models.learning.training_state import TrainingState
 
 F64 = npt.NDArray[np.float64]
@@ -37,22 +36,23 @@ class Serving(NamedTuple):
 class Contender:
     """One model version in its serving form, apart from any worker."""
 
-    def __init__(self, state: TrainingState, serving: Serving, options: PipelineOptions) -> None:
-        self.weights, self.options = state.encoder, options
+    def __init__(self, state: TrainingState, serving: Serving) -> None:
+        self.weights = state.encoder
         self.encoder = serving.encoder(state.encoder, state.item_ids, state.kinds)
         self.ranker = serving.ranker(state.ranker_weights(), state.candidates, state.worth())
 
     def rank(
-        self, log: FeedbackLog, records: Sequence[Feedback], served: ServedLists
+        self, log: FeedbackLog, records: Sequence[Feedback], served: ServedLists, histories: Sequence[Histories]
     ) -> tuple[F64, npt.NDArray[np.float16]]:
         """Places of what was chosen (see `rescoring.places`), and the lists' features as this model has them.
 
         Args:
             log: numbers all items that the records name.
+            histories: of the records.
         """
         item_text = log.log.item_text
         vectors = self.weights.item_vectors(item_text, np.arange(len(item_text)))
-        users = users_before(records, self.encoder, vectors, self.options, log.number_items, log.past_text)
+        users = users_before(len(records), histories, self.encoder, vectors)
         features = described_anew(served, records, users, vectors, log.items.__getitem__)
         return places(served, features, self.ranker, len(records)), features
 
@@ -72,6 +72,11 @@ class Challenger:
         self.reached, self.reachable = state.reached.copy(), state.reachable
         self.windows = 0
         """It has learned from since it began."""
+        self.events, self.fitted_lists, self.until_ms = state.events, state.lists, state.until_ms
+        self.learned = 0
+        """Records that it has learned from since it was last fitted as a whole."""
+        self.unsettled = 0
+        """Records that it has still to learn from before it can be judged."""
 
     @classmethod
     def restored(
@@ -93,6 +98,9 @@ class Challenger:
         challenger.lists, challenger.windows = lists, state["windows"]
         challenger.reached = np.array(state["reached"], np.float64)
         challenger.reachable = state["reachable"]
+        challenger.events, challenger.fitted_lists = state["events"], state["fitted_lists"]
+        challenger.until_ms, challenger.learned = state["until_ms"], state["learned"]
+        challenger.unsettled = state["unsettled"]
         return challenger
 
     def state(self, log: FeedbackLog) -> TrainingState:
@@ -105,6 +113,9 @@ class Challenger:
             candidates=self.candidates,
             reached=self.reached,
             reachable=self.reachable,
+            events=self.events,
+            lists=self.fitted_lists,
+            until_ms=self.until_ms,
         )
 
     def learn(self, log: FeedbackLog, start: int, records: Sequence[Feedback], lists: Lists) -> float:
@@ -127,5 +138,25 @@ class Challenger:
                 self.reached += np.asarray(candidates.reached, np.float64)
                 self.reachable += 1
         self.windows += 1
+        self.learned += len(records)
+        self.unsettled = max(0, self.unsettled - len(records))
+        self.until_ms = max([self.until_ms, *(record.event_time_ms for record in records)])
         whole = log.log
         return self.encoders.update(whole, start, len(whole))
+
+    def refit(self, log: FeedbackLog, *, epochs: int, validation: float, settling: int) -> None:
+        """Fit the encoder on the whole log from its present weights, and the ranker anew on all past lists.
+
+        The ranker only where there are as many lists as it was fitted on: it begins anew each time.
+
+        Args:
+            validation: latest share of the lists, on which is chosen how long the ranker trains.
+            settling: records until the ranker knows the new encoder's scores.
+        """
+        whole = log.log
+        self.encoders.fit(whole, len(whole), epochs=epochs)
+        count = len(self.lists)
+        if count and count >= min(self.fitted_lists, self.lists.capacity):
+            self.rankers.fit_latest(self.lists.lists, int((1.0 - validation) * count))
+            self.fitted_lists = count
+        self.events, self.learned, self.unsettled = len(whole), 0, settling

@@ -60,7 +60,7 @@ def fit_first(
     if not len(lists):
         return None
     rankers = RankerTrainer(config.ranker, seed)
-    rankers.fit_latest(lists.lists, int((1.0 - config.first_validation) * len(lists)))
+    rankers.fit_latest(lists.lists, int((1.0 - config.validation) * len(lists)))
     reached, reachable = np.zeros(SOURCE_COUNT), 0.0
     for record in records:
         if record.candidates is not None:
@@ -74,5 +74,8 @@ def fit_first(
         candidates=config.candidates,
         reached=reached,
         reachable=reachable,
+        events=len(whole),
+        lists=len(lists),
+        until_ms=max(record.event_time_ms for record in records),
     )
     return Challenger(state, config.encoder, config.ranker, lists, seed)

@@ -23,13 +23,13 @@ Verdict = Literal["promote", "keep", "discard"]
 class GateRule:
     """What evidence is asked for; figures beside the choices stand in models/README.md."""
 
-    # Chance that the challenger is better. Half of all equals would pass at .5 and gain nothing; at .975 a real gain of
-    # a few percent waits for thousands of events, and a model that is late costs more than one that is no better.
-    promote: float = 0.9
+    # Chance that the challenger is better, looked at anew each round: at .9 one that had learned from shuffled choices
+    # for three windows of 150 passed by luck, since so few hardly change it.
+    promote: float = 0.95
     # Chance that it is worse. A challenger learns on, so that it is thrown away only when it has surely gone astray.
     discard: float = 0.95
-    # Below that one user's taste is the whole evidence.
-    least_records: int = 200
+    # Two windows: a challenger that learns nonsense shows it by then. Below five users one's taste is the evidence.
+    least_records: int = 1_000
     least_users: int = 5
     # Records of a user that count: whoever sends ten thousand weighs as much as one who sends this many.
     user_records: int = 50

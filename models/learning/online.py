@@ -10,7 +10,6 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -26,52 +25,12 @@ from models.learning.gate import Decision, Evidence, gains
 from models.learning.lists import ListBuffer
 from models.learning.online_checkpoint import SavedLists, SavedRound, newest, write_round, write_whole
 from models.learning.online_config import OnlineConfig
-from models.learning.rescoring import ServedLists, served_lists
+from models.learning.rescoring import ServedLists, histories_of, served_lists
+from models.learning.rounds import Action, Champion, Observed, Round, Scene
 from models.learning.training_state import TrainingState
 from models.learning.user_shares import UserShares
 
 F64 = npt.NDArray[np.float64]
-Action = Literal["first", "promote", "keep", "discard", "rollback"]
-
-
-class Observed(NamedTuple):
-    """What became of records."""
-
-    taken: int
-    known: int
-    """Told before: a worker repeats after a crash."""
-    refused: int
-    """Beyond a user's share."""
-
-
-class Round(NamedTuple):
-    """What a round found and did."""
-
-    number: int
-    action: Action
-    """`promote` and `rollback` wait for `promoted` and `rolled_back`."""
-    decision: Decision | None
-    """Of the gate, or of the watch where it calls for a rollback; None without a challenger."""
-    model: TrainingState | None
-    """To publish, where the action is `promote`."""
-    records: int
-    unreadable: int
-    """Records whose list could not be read; they are learned from as events alone."""
-    served_ndcg: float
-    """nDCG@10 of the lists as they were served; NaN where no list was asked."""
-    champion_ndcg: float
-    challenger_ndcg: float
-    loss: float
-    """Of the encoder, nats; NaN where nothing was trained."""
-    evaluation_seconds: float
-    training_seconds: float
-
-
-class Champion(NamedTuple):
-    version: str
-    state: TrainingState | None
-    """None for a version that was not trained here nor carries what training goes on from."""
-    contender: Contender | None
 
 
 class OnlineTrainer:
@@ -134,6 +93,8 @@ class OnlineTrainer:
         """
         self._observed = max(position, self._observed)
         taken = known = refused = 0
+        old: list[Feedback] = []
+        until_ms = -1 if self.champion.state is None or self.rounds else self.champion.state.until_ms
         for record in records:
             hashed = event_hash(record.event_id)
             if hashed in self._pending_ids or self.log.knows(record):
@@ -141,13 +102,19 @@ class OnlineTrainer:
             elif not self.shares.admit(record.user_id):
                 self.log.refuse(record)
                 refused += 1
+            elif record.event_time_ms <= until_ms:
+                old.append(record)
+                self._pending_ids.add(hashed)
             else:
                 taken += 1
                 self._pending.append(record)
                 self._pending_ids.add(hashed)
                 if record.text and (embedding := texts.get(record.text)) is not None:
                     self._texts[record.text] = embedding
-        return Observed(taken, known, refused)
+        if old:
+            self.log.add(old, texts)
+            self._pending_ids -= {event_hash(record.event_id) for record in old}
+        return Observed(taken, known, refused, len(old))
 
     def forget(self, user_id: str, until_ms: int) -> None:
         """Learn from nothing that the user did at or before that time. What was learned already stays."""
@@ -192,15 +159,24 @@ class OnlineTrainer:
         """The model of the last round is published and champion; the former one is watched against it."""
         if self._candidate is None:
             raise ValueError("the last round promoted nothing")
-        self.adopt(version, self._candidate)
+        self._succeed(version, self._candidate)
         self._candidate = None
 
     def adopt(self, version: str, state: TrainingState | None) -> None:
-        """Another version was made champion, by this trainer or by somebody else."""
-        self.former = self.champion if self.champion.contender is not None else None
-        self.champion = self._champion(version, state)
-        self.evidence.clear()
-        self.watch.clear()
+        """Somebody else made another version champion: it is watched too, and the challenger begins anew from it.
+
+        Args:
+            state: what training goes on from; without it, or where it knows other kinds or other texts than the log,
+                the champion is judged by what it serves, and the challenger stays who it is.
+        """
+        fits = (
+            state is not None
+            and state.kinds == self.log.kinds
+            and len(state.encoder.projection) == self.log.log.item_text.shape[1]
+        )
+        self._succeed(version, state if fits else None)
+        if fits:
+            self._restart()
 
     def rolled_back(self) -> None:
         """The former champion serves again; the challenger begins anew from it."""
@@ -309,13 +285,15 @@ class OnlineTrainer:
         asked = [at for at, r in enumerate(records) if r.candidates is not None and at not in unreadable]
         users = [records[at].user_id for at in asked]
         state = challenger.state(self.log)
-        places, features = Contender(state, self.serving, self.options).rank(self.log, records, served)
+        scene = Scene(records, served, histories_of(records, self.options, self.log.number_items, self.log.past_text))
+        places, features = Contender(state, self.serving).rank(self.log, *scene)
         own, as_served = gains(places[asked]), _served_gains([records[at] for at in asked])
-        champion = self._gains(self.champion, records, served, asked, as_served)
-        if challenger.windows or self.champion.contender is None:
+        champion = self._gains(self.champion, scene, asked, as_served)
+        comparable = challenger.windows > 0 and challenger.unsettled == 0
+        if comparable or self.champion.contender is None:
             self.evidence.add(users, champion, own)
         if self.former is not None:
-            self.watch.add(users, self._gains(self.former, records, served, asked, as_served), champion)
+            self.watch.add(users, self._gains(self.former, scene, asked, as_served), champion)
         action, decision = self._decide()
         evaluated = time.monotonic()
         if action == "promote":
@@ -327,6 +305,14 @@ class OnlineTrainer:
         # A challenger that begins anew begins with this window: described by its former self, which had not seen it.
         if self.challenger is not None and action != "rollback":
             loss = self.challenger.learn(self.log, start, records, lists)
+            if self.challenger.learned >= self.config.refit_growth * self.challenger.events:
+                self.challenger.refit(
+                    self.log,
+                    epochs=self.config.refit_epochs,
+                    validation=self.config.validation,
+                    settling=self.config.settling,
+                )
+                self.evidence.clear()  # it speaks of another one
         return Round(
             number=self.rounds,
             action=action,
@@ -351,13 +337,17 @@ class OnlineTrainer:
         decision = self.evidence.judge(config.gate, seed)
         return decision.verdict, decision
 
-    def _gains(
-        self, model: Champion, records: Sequence[Feedback], served: ServedLists, asked: Sequence[int], as_served: F64
-    ) -> F64:
+    def _gains(self, model: Champion, scene: Scene, asked: Sequence[int], as_served: F64) -> F64:
         """What was served stands for a champion that cannot be run here: a bundle without training weights."""
         if model.contender is None:
             return as_served
-        return gains(model.contender.rank(self.log, records, served)[0][asked])
+        return gains(model.contender.rank(self.log, *scene)[0][asked])
+
+    def _succeed(self, version: str, state: TrainingState | None) -> None:
+        self.former = self.champion if self.champion.contender is not None else None
+        self.champion = self._champion(version, state)
+        self.evidence.clear()
+        self.watch.clear()
 
     def _restart(self) -> None:
         """A challenger that goes on from the champion; without one, a first model is fitted again."""
@@ -366,8 +356,11 @@ class OnlineTrainer:
         self.evidence.clear()
 
     def _champion(self, version: str, state: TrainingState | None) -> Champion:
-        contender = None if state is None else Contender(state, self.serving, self.options)
-        return Champion(version, state, contender)
+        if state is None:
+            return Champion(version, None, None)
+        self.log.number_items(state.item_ids)
+        state = state.renumbered(self.log.item_ids)
+        return Champion(version, state, Contender(state, self.serving))
 
     def _new_challenger(self, state: TrainingState) -> Challenger:
         return Challenger(state, self.config.encoder, self.config.ranker, self.lists, self.seed)

@@ -114,6 +114,11 @@ def write_challenger(directory: Path, challenger: Challenger) -> dict[str, Any]:
         "reached": challenger.reached.tolist(),
         "reachable": challenger.reachable,
         "windows": challenger.windows,
+        "events": challenger.events,
+        "fitted_lists": challenger.fitted_lists,
+        "until_ms": challenger.until_ms,
+        "learned": challenger.learned,
+        "unsettled": challenger.unsettled,
         "seed": challenger.rankers.seed,
         "generator": challenger.rankers.rng.bit_generator.state,
     }

@@ -23,11 +23,17 @@ class OnlineConfig:
     # Where the encoder is fitted again in a first fit: what it foresees between two marks the ranker learns from.
     first_stages: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
     first_epochs: tuple[int, ...] = (10, 8, 5, 9)
-    first_validation: float = 0.1
-    """Latest share of the first lists, on which is chosen how long the ranker trains."""
+    refit_growth: float = 0.25
+    """Share of the events that the last whole fit saw, after which as many new ones call for another."""
+    refit_epochs: int = 9
+    settling: int = 2_000
+    """Records that a challenger learns from after a whole fit before it is compared: its ranker has to get to know the
+    new encoder's scores."""
+    validation: float = 0.1
+    """Latest share of past lists, on which is chosen how long the ranker trains in a whole fit."""
     candidates: int = 200
     """Of a list, for a first model; a later one keeps its predecessor's."""
-    lists: int = 20_000
+    lists: int = 40_000
     """Past lists kept for the ranker at most, the newest ones: 22 KB each in memory, and once on disk."""
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     ranker: RankerConfig = field(default_factory=RankerConfig)

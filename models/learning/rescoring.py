@@ -7,7 +7,6 @@ only what an encoder says is computed again. Needs no torch.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -85,62 +84,97 @@ def served_lists(
     return out, bad
 
 
-class Model(NamedTuple):
-    """What ranks: both networks in their serving form, and the item vectors in the order of `number`."""
+class Histories(NamedTuple):
+    """What the records' users had done before, as arrays that every encoder can read; B records that have a history.
 
-    encoder: UserEncoder
-    ranker: Ranker
-    vectors: F32
-    """float32[N, D]."""
+    In stretches of `AT_ONCE` rows of like lengths; T is the longest of a stretch.
+    """
+
+    row: npt.NDArray[np.int64]
+    """int64[B], which record each belongs to."""
+    item: npt.NDArray[np.int32]
+    """int32[B, T], numbers, 0 behind the end."""
+    kind: npt.NDArray[np.int64]
+    """int64[B, T], index into `kinds`."""
+    strength: F32
+    value: F32
+    log2_gap: F32
+    text: Sequence[tuple[int, int, F32]]
+    """(Row, place, float32[E]) of the events that were written with a text that is known."""
+    length: npt.NDArray[np.int64]
+    kinds: tuple[str, ...]
 
 
-def users_before(
+def histories_of(
     records: Sequence[Feedback],
-    encoder: UserEncoder,
-    vectors: F32,
     options: PipelineOptions,
     number: Callable[[Sequence[str]], npt.NDArray[np.int32]],
     past_text: PastText,
-) -> F32:
-    """User vectors just before each record, from the history it carries.
-
-    Returns: float32[len(records), D].
+) -> list[Histories]:
     """
-    kinds = {kind: at for at, kind in enumerate(encoder.kinds)}
-    # As in serving: an item of which nothing is known but its bias tells the encoder nothing.
-    has_vector = np.any(vectors[:, :-1] != 0.0, axis=1)
-    users = np.tile(encoder.initial_user(), (len(records), 1))
+    Args:
+        number: item ids -> the numbers that the item vectors are in the order of.
+    """
     known = np.array([at for at, record in enumerate(records) if record.history], np.int64)
     known = known[np.argsort([len(records[at].history) for at in known], kind="stable")]  # like lengths side by side
+    found = []
     for first in range(0, len(known), AT_ONCE):
         rows = known[first : first + AT_ONCE]
-        histories = [records[at].history for at in rows]
-        mask = np.arange(len(histories[-1])) < np.array([len(history) for history in histories])[:, None]
-        shape = mask.shape
-        inputs = EventInputs(
-            item=np.zeros((*shape, encoder.dimension), np.float32),
-            text=np.zeros((*shape, encoder.text_dimension), np.float32),
-            kind=np.zeros(shape, np.int64),
-            strength=np.zeros(shape, np.float32),
-            value=np.full(shape, NO_VALUE, np.float32),
-            log2_gap=np.zeros(shape, np.float32),
-        )
-        for row, (at, history) in enumerate(zip(rows, histories, strict=True)):
-            items = number([past[0] for past in history])
-            own = slice(0, len(history))
-            inputs.item[row, own] = vectors[items] * has_vector[items, None]
+        length = np.array([len(records[at].history) for at in rows], np.int64)
+        shape = len(rows), int(length[-1])
+        item, kind = np.zeros(shape, np.int32), np.zeros(shape, np.int64)
+        strength, value = np.zeros(shape, np.float32), np.full(shape, NO_VALUE, np.float32)
+        log2_gaps, kinds, text = np.zeros(shape, np.float32), dict[str, int](), []
+        told: dict[tuple[str, float | None, float | None], tuple[int, float, float]] = {}
+        for row, at in enumerate(rows.tolist()):
+            history, end = records[at].history, len(records[at].history)
+            item[row, :end] = number([past[0] for past in history])
+            says = []
             for place, past in enumerate(history):
-                if (text := past_text(records[at].user_id, past)) is not None:
-                    inputs.text[row, place] = text
-            inputs.kind[row, own] = [kinds.get(past[1], 0) for past in history]
-            inputs.strength[row, own] = [options.strength(past[1], past[2]) for past in history]
-            inputs.value[row, own] = [
-                past[4] if past[2] is None and past[4] is not None else options.share(past[2]) for past in history
-            ]
-            times = [-1, *(past[3] for past in history)]
-            inputs.log2_gap[row, own] = [log2_gap(a, b) for a, b in pairwise(times)]
-        state = np.tile(encoder.initial_state(), (len(rows), 1))
-        users[rows] = encoder.sequence(state, inputs, mask)[1]
+                what = (past[1], past[2], past[4])
+                if what not in told:  # a stream says a few things over and over
+                    share = past[4] if past[2] is None and past[4] is not None else options.share(past[2])
+                    told[what] = (kinds.setdefault(past[1], len(kinds)), options.strength(past[1], past[2]), share)
+                says.append(told[what])
+                if (embedding := past_text(records[at].user_id, past)) is not None:
+                    text.append((row, place, embedding))
+            kind[row, :end], strength[row, :end], value[row, :end] = zip(*says, strict=True)
+            times = np.array([past[3] for past in history], np.int64)
+            log2_gaps[row, 0] = log2_gap(-1, int(times[0]))
+            log2_gaps[row, 1:end] = np.log2(1.0 + np.maximum(np.diff(times), 0) / 1_000.0)
+        found.append(Histories(rows, item, kind, strength, value, log2_gaps, text, length, tuple(kinds)))
+    return found
+
+
+def users_before(count: int, histories: Sequence[Histories], encoder: UserEncoder, vectors: F32) -> F32:
+    """User vectors just before each record, from the history it carries.
+
+    Args:
+        count: of the records.
+        vectors: float32[N, D], of all items.
+    Returns: float32[count, D].
+    """
+    kind_index = {kind: at for at, kind in enumerate(encoder.kinds)}
+    # As in serving: an item of which nothing is known but its bias tells the encoder nothing.
+    has_vector = np.any(vectors[:, :-1] != 0.0, axis=1)
+    named = vectors * has_vector[:, None]
+    users = np.tile(encoder.initial_user(), (count, 1))
+    for part in histories:
+        mask = np.arange(part.item.shape[1]) < part.length[:, None]
+        text = np.zeros((*mask.shape, encoder.text_dimension), np.float32)
+        for row, place, embedding in part.text:
+            text[row, place] = embedding
+        kinds = np.array([kind_index.get(kind, 0) for kind in part.kinds], np.int64)
+        inputs = EventInputs(
+            item=named[part.item] * mask[..., None],
+            text=text,
+            kind=kinds[part.kind],
+            strength=part.strength,
+            value=part.value,
+            log2_gap=part.log2_gap,
+        )
+        state = np.tile(encoder.initial_state(), (len(part.row), 1))
+        users[part.row] = encoder.sequence(state, inputs, mask)[1]
     return users
 
 

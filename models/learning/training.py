@@ -30,7 +30,7 @@ from models.learning.places import hit_rate, mean_ndcg
 from models.learning.ranker_trainer import RankerConfig, RankerTrainer
 from models.learning.ranker_weights import RankerWeights
 from models.learning.reviews import FittedReader, fit_reader
-from models.learning.training_state import TrainingState, source_worth
+from models.learning.training_state import TrainingState, newest_time, source_worth
 
 # A tenth of it is the first stage; below that no encoder says anything yet.
 LEAST_EVENTS = 500
@@ -118,6 +118,8 @@ class Training:
         self.metrics: dict[str, float] = {}
         """Of the latest tenth, before it was trained on."""
         self.versions = 0
+        self.fitted = self.fitted_lists = 0
+        """Events and lists that the last whole fit saw."""
 
     # Learner ----------------------------------------------------------------------------------------------------------
 
@@ -154,6 +156,7 @@ class Training:
         if not len(self.lists):
             raise TrainingError("no list that was asked held what was chosen next: nothing to train a ranker on")
         self._fit_ranker(self.lists.lists, end)
+        self.fitted, self.fitted_lists = end, len(self.lists)
         self._serve(pipeline, self._ranker(), self.builder.until(end).item_text)
 
     def learn(self, player: Player, start: int, end: int) -> None:
@@ -240,6 +243,9 @@ class Training:
             candidates=self.config.candidates,
             reached=self.reached,
             reachable=self.reachable,
+            events=self.fitted,
+            lists=self.fitted_lists,
+            until_ms=newest_time(self.builder.until(self.fitted).time_ms),
         )
 
     def _serve(self, pipeline: Pipeline, ranker: Ranker, item_text: F32) -> None:

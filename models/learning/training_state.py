@@ -7,8 +7,8 @@ ended. No pickle.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -56,6 +56,12 @@ class TrainingState:
     reached: npt.NDArray[np.float64]
     """float64[S], in how many of `reachable` lists a source came to what was chosen."""
     reachable: float
+    events: int
+    """It learned from, when all was last fitted as a whole."""
+    lists: int
+    """The ranker learned from, likewise."""
+    until_ms: int
+    """Time of the newest event that the last whole fit saw: to the ranker, lists of before are no examples any more."""
 
     @classmethod
     def of(
@@ -68,6 +74,9 @@ class TrainingState:
         candidates: int,
         reached: npt.NDArray[np.float64],
         reachable: float,
+        events: int,
+        lists: int,
+        until_ms: int,
     ) -> TrainingState:
         weights = encoders.served()
         return cls(
@@ -80,6 +89,9 @@ class TrainingState:
             candidates=candidates,
             reached=reached.copy(),
             reachable=reachable,
+            events=events,
+            lists=lists,
+            until_ms=until_ms,
         )
 
     def encoders(self, config: EncoderConfig, seed: int) -> EncoderTrainer:
@@ -87,6 +99,28 @@ class TrainingState:
 
     def rankers(self, config: RankerConfig, seed: int) -> RankerTrainer:
         return RankerTrainer.of(config, seed, {name: torch.tensor(each) for name, each in self.ranker.items()})
+
+    def renumbered(self, item_ids: Sequence[str]) -> TrainingState:
+        """The same model with its item table in this order.
+
+        Args:
+            item_ids: the state's own and others, of which it then knows their text alone.
+        """
+        if self.item_ids == tuple(item_ids[: len(self.item_ids)]):
+            return self
+        places = {item_id: row for row, item_id in enumerate(self.item_ids)}
+        row = np.array([places.get(item_id, -1) for item_id in item_ids], np.int64)
+        known, encoder = row >= 0, self.encoder
+        return replace(
+            self,
+            item_ids=tuple(item_ids),
+            trained=self.trained[row] & known,
+            encoder=replace(
+                encoder,
+                item_id=np.where(known[:, None], encoder.item_id[row], np.float32(0)),
+                item_bias=np.where(known, encoder.item_bias[row], encoder.cold_bias),
+            ),
+        )
 
     def ranker_weights(self) -> RankerWeights:
         return self.rankers(RankerConfig(), 0).weights()
@@ -104,6 +138,9 @@ class TrainingState:
             "cold_offset": self.cold_offset,
             "candidates": self.candidates,
             "reachable": self.reachable,
+            "events": self.events,
+            "lists": self.lists,
+            "until_ms": self.until_ms,
         }
         arrays |= {"trained": self.trained, "reached": self.reached}
         arrays[_META] = np.frombuffer(json.dumps(meta).encode(), np.uint8)
@@ -129,6 +166,9 @@ class TrainingState:
                 candidates=int(meta["candidates"]),
                 reached=arrays["reached"].astype(np.float64),
                 reachable=float(meta["reachable"]),
+                events=int(meta["events"]),
+                lists=int(meta["lists"]),
+                until_ms=int(meta["until_ms"]),
             )
             lengths = {len(state.item_ids), len(state.trained), len(encoder.item_id), len(encoder.item_bias)}
             features = len(ranker["raw.mean"])
@@ -139,6 +179,11 @@ class TrainingState:
         if features != FEATURE_COUNT:
             raise TrainingStateError(f"a ranker of {features} features, this release has {FEATURE_COUNT}")
         return state
+
+
+def newest_time(time_ms: npt.NDArray[np.int64]) -> int:
+    """But for a thousandth, since one clock that is years ahead must not make all that comes look old; -1 for none."""
+    return int(np.quantile(time_ms, 0.999, method="lower")) if len(time_ms) else -1
 
 
 def source_worth(reached: npt.NDArray[np.float64], reachable: float) -> F32:

@@ -13,9 +13,11 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from export.learned import TRAINING, open_towers
@@ -96,12 +98,16 @@ def learn(
     trainer: OnlineTrainer,
     end: int,
     *,
-    spoil: Callable[[list[Feedback], int], list[Feedback]] = lambda records, _: records,
+    change: Callable[[list[Feedback], int], list[Feedback]] = lambda records, _: records,
     report: Callable[[Round, int], None] = lambda *_: None,
 ) -> Iterator[Round]:
-    """Play up to `end` with the trainer beside it. Args: spoil: what becomes of a batch of records on the way."""
+    """Play up to `end` with the trainer beside it.
+
+    Args:
+        change: what becomes of a batch of records on the way, given how many events were played.
+    """
     for records in stream.play(end, feedback=True):
-        trainer.observe(spoil(records, stream.played), stream.prepared.texts)
+        trainer.observe(change(records, stream.played), stream.prepared.texts)
         if trainer.due:
             found = trainer.round()
             if found.action == "promote":
@@ -116,6 +122,47 @@ def learn(
                 stream.serve(champion.version, champion.state)
             report(found, stream.played)
             yield found
+
+
+def swapped(events: Sequence[Event], at: int, seed: int) -> list[Event]:
+    """From event `at` on, half of the users like other items than they would have: each item stands for another one."""
+    rng = np.random.default_rng(seed)
+    users = sorted({str(event.user_id) for event in events})
+    changed = {user for user, chosen in zip(users, rng.random(len(users)) < 0.5, strict=True) if chosen}
+    items = sorted({str(event.item_id) for event in events if isinstance(event, Interaction)})
+    other = dict(zip(items, [items[k] for k in rng.permutation(len(items))], strict=True))
+    return [
+        msgspec.structs.replace(event, item_id=other[str(event.item_id)])
+        if place >= at and isinstance(event, Interaction) and str(event.user_id) in changed
+        else event
+        for place, event in enumerate(events)
+    ]
+
+
+def fakes(count: int, like: Feedback) -> list[Feedback]:
+    """Clicks of one user on one item, at the time of another one's record."""
+    return [
+        msgspec.structs.replace(
+            like,
+            event_id=f"fake-{n}",
+            user_id="robot",
+            item_id=like.item_id,
+            event_time_ms=like.event_time_ms + n,
+            first=n == 0,
+            history=(),
+            shown=None,
+            candidates=None,
+        )
+        for n in range(count)
+    ]
+
+
+def spoiled(state: TrainingState, seed: int) -> TrainingState:
+    """A model that loads, and is of no use: items have each other's vectors, and the ranker puts the last first."""
+    rng = np.random.default_rng(seed)
+    ranker = {name: -each if name.endswith("last.weight") else each for name, each in state.ranker.items()}
+    encoder = replace(state.encoder, item_id=rng.permutation(state.encoder.item_id))
+    return replace(state, encoder=encoder, ranker=ranker)
 
 
 def read_log(events: Path, items: Path, bundle: Path, data: Path) -> tuple[Prepared, list[Event]]:
@@ -152,17 +199,30 @@ def main() -> None:
     parser.add_argument("--window", type=int, default=OnlineConfig.window)
     parser.add_argument("--promote", type=float, default=GateRule.promote)
     parser.add_argument("--memory", type=int, default=GateRule.memory)
+    parser.add_argument(
+        "--swap-at", type=float, help="share of the log after which half of the users change their taste"
+    )
+    parser.add_argument(
+        "--flood-at", type=float, help="share of the log where one user sends 10,000 clicks on one item"
+    )
+    parser.add_argument("--spoil-at", type=float, help="share of the log where the champion is made a bad one")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--data-dir", type=Path, default=Path("/tmp/streamrec-online"))
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     use_one_blas_thread()
     prepared, log = read_log(given.events, given.items, given.bundle, given.data_dir)
+    if given.swap_at is not None:
+        log = swapped(log, int(given.swap_at * len(log)), given.seed)
     stream = Stream(prepared, log)
     begin, end = int(given.trained * len(log)), int(given.until * len(log))
+    config = OnlineConfig(window=given.window, gate=GateRule(promote=given.promote, memory=given.memory))
+    trainer = None if given.frozen else trainer_of(prepared, given.bundle, config, given.seed)
     started = time.perf_counter()
-    for _ in stream.play(begin, asked_share=0.0, publish=False):
-        pass
+    # What the bundle was trained on goes through the worker too, since statistics and states begin there.
+    for records in stream.play(begin, asked_share=0.0, publish=False, feedback=trainer is not None, candidates_share=0):
+        if trainer is not None:
+            trainer.observe(records, prepared.texts)
     print(f"{begin:,} events played in {time.perf_counter() - started:.0f} s", flush=True)
     rounds: list[Round] = []
 
@@ -176,19 +236,43 @@ def main() -> None:
         )
 
     started = time.perf_counter()
-    if given.frozen:
+    if trainer is None:
         for _ in stream.play(end):
             pass
     else:
-        config = OnlineConfig(window=given.window, gate=GateRule(promote=given.promote, memory=given.memory))
-        trainer = trainer_of(prepared, given.bundle, config, given.seed)
-        rounds = list(learn(stream, trainer, end, report=report))
+        waiting = {
+            name: int(share * len(log)) for name in ("flood", "spoil") if (share := getattr(given, f"{name}_at"))
+        }
+
+        def change(records: list[Feedback], played: int) -> list[Feedback]:
+            if "flood" in waiting and played >= waiting["flood"]:
+                del waiting["flood"]
+                records = [*records, *fakes(10_000, records[-1])]
+            if "spoil" in waiting and played >= waiting["spoil"]:
+                del waiting["spoil"]
+                assert trainer is not None
+                assert trainer.champion.state is not None
+                bad = spoiled(trainer.champion.state, given.seed)
+                trainer.adopt("spoiled", bad)
+                stream.serve("spoiled", bad)
+                print(f"{played:,}: a spoiled model serves", flush=True)
+            return records
+
+        rounds = list(learn(stream, trainer, end, change=change, report=report))
     seconds = time.perf_counter() - started
+    twentieth = len(log) // 20
+    curve = {at: stream.figures(at, at + twentieth)["ndcg_at_10"] for at in range(begin, end, twentieth)}
     tenths = {
         f"{tenth / 10:.1f}": stream.figures(int(tenth / 10 * len(log)), int((tenth + 1) / 10 * len(log)))
         for tenth in range(round(10 * given.trained), round(10 * given.until))
     }
-    figures: dict[str, Any] = {"tenths": tenths, "seconds": seconds, "window": given.window, "frozen": given.frozen}
+    figures: dict[str, Any] = {
+        "tenths": tenths,
+        "curve": curve,
+        "seconds": seconds,
+        "window": given.window,
+        "frozen": given.frozen,
+    }
     if given.until >= 1.0:
         figures["last_fifth"] = stream.figures(int(0.8 * len(log)), len(log))
     figures["rounds"] = len(rounds)

@@ -12,7 +12,7 @@ from models.learning.user_shares import UserShares
 RULE = GateRule()
 
 
-def evidence(difference: float, *, users: int = 40, each: int = 25, seed: int = 0) -> Evidence:
+def evidence(difference: float, *, users: int = 40, each: int = 30, seed: int = 0) -> Evidence:
     """Users whose tastes differ; the challenger gains `difference` on average, with noise."""
     rng = np.random.default_rng(seed)
     found = Evidence(RULE.memory)

@@ -10,7 +10,7 @@ from models.domain.features import ENCODER_FEATURES, FEATURES
 from models.domain.feedback import Feedback
 from models.domain.state import RECENT_LENGTH
 from models.learning.feedback_log import FeedbackLog
-from models.learning.rescoring import described_anew, places, served_lists, users_before
+from models.learning.rescoring import described_anew, histories_of, places, served_lists, users_before
 from tests.domain.helpers import (
     OPTIONS,
     WIDTH,
@@ -50,8 +50,8 @@ class Scene:
         self.ranker = pipeline.ranker
 
     def users(self, encoder: BankEncoder) -> np.ndarray:
-        log = self.log
-        return users_before(self.records, encoder, self.vectors, OPTIONS, log.number_items, log.past_text)
+        histories = histories_of(self.records, OPTIONS, self.log.number_items, self.log.past_text)
+        return users_before(len(self.records), histories, encoder, self.vectors)
 
     def anew(self, encoder: BankEncoder) -> np.ndarray:
         return described_anew(self.served, self.records, self.users(encoder), self.vectors, self.log.items.__getitem__)

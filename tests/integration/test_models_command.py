@@ -78,7 +78,11 @@ def test_versions_are_added_promoted_rolled_back_compared_and_pruned(
     assert set(states(command).values()) == {"candidate"}
     row = listed(command)[one]
     manifest = read_manifest(bundles[1])
-    assert (row["created_ms"], row["parent"], row["metrics"]) == (manifest.created_ms, None, manifest.metrics)
+    assert (row["created_ms"], row["parent"], row["metrics"]) == (
+        manifest.created_ms,
+        manifest.parent,
+        manifest.metrics,
+    )
     assert row["created"].endswith("Z")
     assert row["in_registry"] is True
 

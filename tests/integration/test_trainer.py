@@ -82,11 +82,17 @@ def buffered(deployed: Deployment, data_dir: Path | None = None) -> list[Feedbac
 
 
 async def until_serves_another(worker: WorkerProcess, version: str) -> None:
+    def another() -> bool:
+        served = worker.metric("streamrec_model_info")
+        return served == 1 and worker.metric("streamrec_model_info", version=version) == 0
+
+    await until(another, f"{worker.name} serves another version than {version}:\n{worker.log_tail(5)}", seconds=120)
+
+
+async def until_read(trainer: TrainerProcess, records: int) -> None:
     await until(
-        lambda: (
-            worker.metric("streamrec_model_info") == 1 and worker.metric("streamrec_model_info", version=version) == 0
-        ),
-        f"{worker.name} serves another version than {version}:\n{worker.log_tail(5)}",
+        lambda: trainer.metric("streamrec_trainer_records_total", outcome="taken") >= records,
+        f"{trainer.name} has taken {records} records:\n{trainer.log_tail(5)}",
         seconds=120,
     )
 
