@@ -25,7 +25,7 @@ def write_bundle(out: Path, manifest: Manifest, files: Mapping[str, bytes], *, k
         put_bundle(
             out,
             {**files, MANIFEST: encode_manifest(manifest)}.items(),
-            keep=lambda: keep_same and is_sound(out, manifest.version),
+            keep=lambda there: keep_same and is_sound(there, manifest.version),
         )
     except OSError as error:
         raise BundleError(f"cannot write the bundle {out}: {error}") from error

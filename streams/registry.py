@@ -144,10 +144,10 @@ class Registry:
         self._check_version(version)
         place = into / version
 
-        def sound() -> bool:
-            return is_sound(place, version, all_files=training)
+        def sound(directory: Path) -> bool:
+            return is_sound(directory, version, all_files=training)
 
-        if sound():
+        if sound(place):
             return place
         manifest = self.manifest(version)
         names = manifest.checksums if training else dict.fromkeys(manifest.files())

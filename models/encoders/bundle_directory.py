@@ -16,15 +16,19 @@ from models.encoders.manifest import read_files, read_manifest
 
 # Workers of one machine that put the same bundle at the same moment; each one's turn takes a millisecond.
 ATTEMPTS = 100
+# What renaming to a directory with something in it fails with, depending on the file system.
+OCCUPIED = (errno.ENOTEMPTY, errno.EEXIST)
 # What a killed process left beside a bundle's place. Nobody takes that long to write a bundle that he will still put.
 STALE_SECONDS = 24 * 60 * 60
 
 
-def put_bundle(out: Path, files: Iterable[tuple[str, bytes]], *, keep: Callable[[], bool] = lambda: False) -> None:
+def put_bundle(
+    out: Path, files: Iterable[tuple[str, bytes]], *, keep: Callable[[Path], bool] = lambda directory: False
+) -> None:
     """Write the files beside `out`, then put them there in place of what is there.
 
     Args:
-        keep: asked before each attempt: whether what lies at `out` is to stay, since another process may be reading it.
+        keep: whether a directory that lies at `out` is to stay, since another process may be reading it.
     Raises: OSError; BundleError when other processes keep writing it.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -38,26 +42,37 @@ def put_bundle(out: Path, files: Iterable[tuple[str, bytes]], *, keep: Callable[
         sync_directory(out.parent)
 
 
-def _rename(whole: Path, out: Path, keep: Callable[[], bool]) -> None:
+def _rename(whole: Path, out: Path, keep: Callable[[Path], bool]) -> None:
     """Rename `whole` to `out`; whoever else does the same at this moment, a whole bundle lies there afterwards."""
     with _beside(out, "old") as aside:
+        former: Path | None = None
         for attempt in range(ATTEMPTS):
-            if keep():
+            try:
+                whole.rename(out)
+                return
+            except OSError as error:
+                if error.errno not in OCCUPIED:
+                    if former is not None and former.exists():
+                        former.rename(out)
+                    raise
+            if keep(out):
                 return
             # A directory cannot be renamed over a full one: the old one steps aside first.
             former = aside / str(attempt)
             with suppress(FileNotFoundError):
                 out.rename(former)
-            try:
-                whole.rename(out)
-            except OSError as error:
-                if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
-                    continue  # another process put its own here between the two lines above
-                if former.exists():
-                    former.rename(out)
-                raise
-            return
+                if keep(former):  # another process put it there between the lines above
+                    _put_back(former, out)
+                    return
         raise BundleError(f"cannot write the bundle {out}: other processes keep writing it")
+
+
+def _put_back(former: Path, out: Path) -> None:
+    try:
+        former.rename(out)
+    except OSError as error:
+        if error.errno not in OCCUPIED:
+            raise
 
 
 @contextmanager

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from streams.cli.common import bundle_path, resolve_bundle, with_settings
 from streams.settings import Settings
+
+if TYPE_CHECKING:
+    from models.encoders.manifest import Manifest
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -39,10 +42,16 @@ def show(
     if as_json:
         typer.echo(encode_manifest(manifest).decode())
         return
+    for name, value in manifest_lines(manifest, str(path)).items():
+        typer.echo(f"{name:<11} {value}")
+
+
+def manifest_lines(manifest: Manifest, where: str) -> dict[str, str]:
+    """What a manifest says, for people."""
     sizes, text, ranker = manifest.dimensions, manifest.text_model, manifest.ranker
     made = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(manifest.created_ms / 1_000))
-    lines = {
-        "directory": str(path),
+    return {
+        "directory": where,
         "version": manifest.version,
         "parent": manifest.parent or "none",
         "made": f"{made} ({manifest.recipe})",
@@ -56,8 +65,6 @@ def show(
         "metrics": ", ".join(f"{name} {value:.4f}" for name, value in manifest.metrics.items()) or "none",
         "files": ", ".join(sorted(manifest.checksums)),
     }
-    for name, value in lines.items():
-        typer.echo(f"{name:<11} {value}")
 
 
 @app.command()

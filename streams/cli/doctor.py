@@ -43,7 +43,7 @@ def doctor(
     settings: Settings,
     as_json: Annotated[bool, typer.Option("--json", help="A JSON array of the findings.")] = False,
 ) -> None:
-    """Check settings, broker, topics, consumer group, index, bundle and versions; say what is wrong and how to mend it.
+    """Check settings, broker, topics, group, index, models and versions; say what is wrong and how to mend it.
 
     Looks, and changes nothing. Exit code 1 when something is wrong that keeps a worker from working.
     """
@@ -63,7 +63,9 @@ async def _all(settings: Settings) -> list[Finding]:
     findings = [*check_settings(settings), *check_versions()]
     findings += [finding async for finding in check_kafka(settings)]
     findings += [finding async for finding in check_index(settings)]
-    return [*findings, *check_bundle(settings)]
+    findings += check_bundle(settings)
+    broker_answers = not any(finding.check == "broker" and finding.level == "fail" for finding in findings)
+    return findings + [finding async for finding in check_models(settings, broker_answers=broker_answers)]
 
 
 def check_settings(settings: Settings) -> Iterator[Finding]:
@@ -247,3 +249,46 @@ def check_bundle(settings: Settings) -> Iterator[Finding]:
     yield Finding("bundle", "ok", f"{loaded.version} in {path}: checksums, shapes and parity hold")
     asked = ", ".join(loaded.missing_providers)
     yield Finding("providers", "ok", loaded.providers[0] + (f" (not in this installation: {asked})" if asked else ""))
+
+
+async def check_models(settings: Settings, *, broker_answers: bool) -> AsyncIterator[Finding]:
+    from streams.registry import Registry, RegistryError
+
+    versions: list[str] | None = None
+    try:
+        registry = Registry(settings.registry_url)
+        versions = registry.versions()
+        yield Finding("registry", "ok", f"{registry} holds {len(versions)} model versions")
+    except RegistryError as error:
+        mend = "correct STREAMREC_REGISTRY, its credentials, or install the driver that is named"
+        yield Finding("registry", "fail", str(error), mend)
+    if broker_answers:
+        async for finding in check_champion(settings, versions):
+            yield finding
+
+
+async def check_champion(settings: Settings, versions: list[str] | None) -> AsyncIterator[Finding]:
+    from streams.kafka.admin import TopicError
+    from streams.kafka.connection import KafkaConnection
+    from streams.releases import ReleaseLog
+
+    log = ReleaseLog(KafkaConnection.from_settings(settings), TopicNames(settings.topic_prefix).models)
+    try:
+        releases = await log.refresh()
+    except TopicError:
+        return  # among the topics, it is said that this one is missing
+    except RecommenderError as error:
+        yield Finding("champion", "fail", str(error), "run this again; should it stay, look at the broker's log")
+        return
+    if log.malformed:
+        yield Finding("champion", "warn", f"{log.malformed} messages of the topic `models` say nothing", "see the log")
+    champion = releases.champion
+    if champion is None:
+        yield Finding("champion", "ok", "no version was promoted: workers serve the bundle of their settings")
+        return
+    said = f"{champion.version}, release {champion.sequence} ({champion.action} by {champion.by})"
+    if versions is not None and champion.version not in versions:
+        mend = "streamrec models add BUNDLE_DIR, or streamrec models promote another one"
+        yield Finding("champion", "fail", f"{said}, is not in the registry", mend)
+    else:
+        yield Finding("champion", "ok", said)

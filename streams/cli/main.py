@@ -43,6 +43,7 @@ COMMANDS: Mapping[str, LazyCommand] = {
     "users": LazyCommand("streams.cli.users", "Export user states, or rebuild them from the topic."),
     "dead-letters": LazyCommand("streams.cli.dead_letters", "List dead letters, or replay them."),
     "bundle": LazyCommand("streams.cli.bundle", "Show or verify a model bundle."),
+    "models": LazyCommand("streams.cli.models", "List, compare, promote and roll back model versions."),
     "doctor": LazyCommand("streams.cli.doctor", "Check the services and say how to mend them."),
     "schema": LazyCommand("streams.cli.schema", "Print the JSON Schema of the messages."),
     "settings": LazyCommand("streams.cli.reference", "Print the effective settings, secrets hidden.", "settings_app"),

@@ -1,127 +1,100 @@
-"""Bundles that differ from the worker's own, made in a second and without torch, for tests of what happens to versions.
-
-What they recommend is of no account; that they are sound, and differ where they are meant to, is.
-"""
+"""Bundles for tests: small ones, sound to the last checksum though no graph opens, and learned ones that serve."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
-from export.bootstrap import build_bootstrap
+from export.bootstrap import versioned
 from export.learned import build_learned
-from export.ranker_graph import ranker_graph
-from models.domain.candidates import SOURCE_COUNT
-from models.domain.events import EventContract, declared_types
-from models.domain.features import BASE_FEATURES, FEATURES, PRESENCE
-from models.domain.ranking import bootstrap_weights
-from models.encoders.manifest import MANIFEST, content_version, encode_manifest, read_manifest
+from export.writer import write_bundle
+from models.domain.features import FEATURES
+from models.encoders.manifest import Dimensions, Graphs, Manifest, RankerSpec, TextModelSpec
 from models.learning.encoder_weights import GAP_BUCKETS, VALUE_BUCKETS, EncoderWeights
-from models.learning.ranker_weights import RankerWeights
-from tests.services.deployment import Deployment
 
-TEXT, RECURRENCE = 384, 128
-HIDDEN, CONTEXT = 16, 8
-
-
-def kinds() -> list[str]:
-    return sorted(declared_types(EventContract()))
+# Larger than any buffer between a process and its disk, so that a write can end in the middle.
+LARGEST_FILE_BYTES = 300_000
+TRAINING = "training.safetensors"
+KINDS = ("", "view", "rating", "search")
+TEXT, RECURRENCE, WIDTH = 384, 128, 64
 
 
-def other_ranker(out: Path, *, scale: float = 2.0) -> Path:
-    """The bootstrap bundle with other weights of its ranker: the same items' vectors."""
-    weights = [scale * weight for weight in bootstrap_weights()]
-    return build_bootstrap(out, features=BASE_FEATURES, initial_weights=weights, kinds=kinds())
-
-
-def learned(out: Path, parent: Path, item_ids: Sequence[str], *, seed: int = 0, width: int = 64) -> Path:
-    """A learned bundle of random weights over those items; another seed gives other vectors of every item."""
+def small_bundle(folder: Path, seed: int = 0, *, training: bool = True, parent: str | None = None) -> Path:
+    """A bundle of random bytes under a manifest that is true of them; one file is only for training."""
     rng = np.random.default_rng(seed)
-    names = ["", *kinds()]
+    text = TextModelSpec(graph="text.onnx", tokenizer="tokenizer.json", pooling="mean", max_tokens=128, source="random")
+    names = ["ranker.onnx", "tokenizer.json", *msgspec.structs.astuple(Graphs()), *([TRAINING] if training else [])]
+    files = {name: rng.bytes(1_000) for name in names} | {"text.onnx": rng.bytes(LARGEST_FILE_BYTES)}
+    draft = Manifest(
+        schema_version=1,
+        name="small",
+        version="",
+        parent=parent,
+        created_ms=1_700_000_000_000 + seed,
+        dimensions=Dimensions(item=65, state=256, text=TEXT),
+        opset=17,
+        recipe="random bytes",
+        kinds=KINDS,
+        graphs=Graphs(),
+        ranker=RankerSpec(graph="ranker.onnx", features=FEATURES, initial_weights=None),
+        text_model=text,
+        checksums={name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
+    )
+    return write_bundle(folder, versioned(draft), files)
+
+
+def learned_bundle(folder: Path, text_model: Path, seed: int, *, items: int = 30, recurrence: int = RECURRENCE) -> Path:
+    """A bundle whose towers have random weights; its user states have the bootstrap bundle's size by default.
+
+    Args:
+        text_model: a bundle whose text encoder is copied.
+        items: item ids are `item 0`, `item 1`, ...
+        recurrence: decides the size of a user's state.
+    """
+    from export.onnx_graph import GraphBuilder
+
+    rng = np.random.default_rng(seed)
+    kinds, hidden = len(KINDS), 2 * WIDTH
 
     def normal(scale: float, *shape: int) -> np.ndarray:
         return (rng.normal(size=shape) * scale).astype(np.float32)
 
-    hidden = 2 * width
     weights = EncoderWeights(
-        item_id=normal(0.5, len(item_ids), width),
-        item_bias=normal(0.3, len(item_ids)),
-        cold_bias=np.array(-0.5, np.float32),
-        text_bias=normal(0.1, TEXT),
-        projection=normal(0.2, TEXT, width),
-        kind=normal(0.3, len(names), width),
-        value=normal(0.3, VALUE_BUCKETS, width),
-        gap=normal(0.3, GAP_BUCKETS, width),
-        text_scale=normal(0.5, len(names), width),
-        take_weight=normal(0.2, width, 3 * RECURRENCE),
-        take_bias=normal(0.2, 3 * RECURRENCE),
-        recurrent_weight=normal(0.1, RECURRENCE, 3 * RECURRENCE),
-        recurrent_bias=normal(0.2, RECURRENCE),
-        norm_weight=normal(0.5, RECURRENCE),
-        norm_bias=normal(0.2, RECURRENCE),
-        skip_weight=normal(0.1, RECURRENCE, width),
-        skip_bias=normal(0.1, width),
-        hidden_weight=normal(0.1, RECURRENCE, hidden),
+        item_id=normal(0.5, items, WIDTH),
+        item_bias=normal(1.0, items),
+        cold_bias=np.array(-1.5, np.float32),
+        text_bias=normal(0.5, TEXT),
+        projection=normal(0.2, TEXT, WIDTH),
+        kind=normal(0.3, kinds, WIDTH),
+        value=normal(0.3, VALUE_BUCKETS, WIDTH),
+        gap=normal(0.3, GAP_BUCKETS, WIDTH),
+        text_scale=normal(0.5, kinds, WIDTH),
+        take_weight=normal(0.2, WIDTH, 3 * recurrence),
+        take_bias=normal(0.2, 3 * recurrence),
+        recurrent_weight=normal(0.1, recurrence, 3 * recurrence),
+        recurrent_bias=normal(0.2, recurrence),
+        norm_weight=normal(0.5, recurrence),
+        norm_bias=normal(0.2, recurrence),
+        skip_weight=normal(0.1, recurrence, WIDTH),
+        skip_bias=normal(0.1, WIDTH),
+        hidden_weight=normal(0.1, recurrence, hidden),
         hidden_bias=normal(0.1, hidden),
-        out_weight=normal(0.1, hidden, width),
-        out_bias=normal(0.1, width),
+        out_weight=normal(0.1, hidden, WIDTH),
+        out_bias=normal(0.1, WIDTH),
     )
-    count = len(FEATURES)
-    ranker = RankerWeights(
-        mean=normal(0.1, count),
-        scale=np.ones(count, np.float32),
-        first=(normal(0.1, count, HIDDEN), normal(0.1, HIDDEN)),
-        attention=(normal(0.1, HIDDEN, 1), normal(0.1, 1)),
-        context=normal(0.1, 2 * HIDDEN, CONTEXT),
-        second=(normal(0.1, HIDDEN, CONTEXT), normal(0.1, CONTEXT)),
-        last=(normal(0.1, CONTEXT, 1), normal(0.1, 1)),
-    )
+    g = GraphBuilder()
+    g.op("ReduceSum", "features", g.axes(2), keepdims=0, out="score")
     return build_learned(
-        out,
-        parent=read_manifest(parent).version,
-        text_model=parent,
+        folder,
+        parent=None,
+        text_model=text_model,
         weights=weights,
-        item_ids=item_ids,
-        ranker_graph=ranker_graph(ranker, PRESENCE),
+        item_ids=[f"item {n}" for n in range(items)],
+        ranker_graph=g.model("ranker", {"features": ("B", "K", len(FEATURES))}, {"score": ("B", "K")}),
         features=FEATURES,
-        kinds=names,
-        candidates=200,
-        source_weights=(1.0,) * SOURCE_COUNT,
-        value_scale=5.0,
+        kinds=KINDS,
+        metrics={"ndcg_at_10": 0.1 + seed / 1_000},
     )
-
-
-def broken_step(bundle: Path) -> Path:
-    """Changes a bundle in place: its step graph is now the item graph, under checksums and a version that agree."""
-    manifest = read_manifest(bundle)
-    data = (bundle / manifest.graphs.item).read_bytes()
-    (bundle / manifest.graphs.step).write_bytes(data)
-    sums = {**manifest.checksums, manifest.graphs.step: hashlib.sha256(data).hexdigest()}
-    changed = msgspec.structs.replace(manifest, checksums=sums)
-    changed = msgspec.structs.replace(changed, version=content_version(changed))
-    (bundle / MANIFEST).write_bytes(encode_manifest(changed))
-    return bundle
-
-
-class Models:
-    """The registry of a deployment and its releases, as the trainer and operators use them."""
-
-    def __init__(self, deployed: Deployment) -> None:
-        from streams.registry import Registry
-        from streams.releases import ReleaseLog
-
-        self.registry = Registry(str(deployed.data_dir / "models"))
-        self.log = ReleaseLog(deployed.connection, deployed.names.models, deployed.publisher)
-
-    def add(self, bundle: Path) -> str:
-        return self.registry.publish(bundle)
-
-    async def promote(self, bundle: Path) -> str:
-        """Publish a bundle and make it champion. Returns: its version."""
-        version = self.registry.publish(bundle)
-        await self.log.promote(read_manifest(bundle), by="operator", reason="a test")
-        return version
