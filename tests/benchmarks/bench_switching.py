@@ -84,7 +84,7 @@ class Lists:
             await consumer.stop()
 
     async def until_by(self, version: str) -> None:
-        """Returns when the newest list is of that version. The worker is not asked: its metrics cost it milliseconds."""
+        """Returns when the newest list is of that version; asking the worker would cost it milliseconds each time."""
         async with asyncio.timeout(PATIENCE_SECONDS):
             while not self.seen or self.seen[-1].version != version:
                 await asyncio.sleep(POLL_SECONDS)
