@@ -24,7 +24,7 @@ from models.domain.ports import Stores, UserStore
 from models.domain.releases import Release
 from models.encoders.bundle import Bundle, load_bundle
 from models.encoders.manifest import items_version, read_manifest
-from streams.agents.background import in_background
+from streams.agents.background import Background
 from streams.agents.catalogue import CatalogueFeed
 from streams.agents.clock import StreamClock
 from streams.agents.events import EventRoad
@@ -164,6 +164,7 @@ class Container:
         self.worker = uuid.uuid4().hex
         self.options = pipeline_options(settings, self.contract)
         self.registry = Registry(settings.registry_url)
+        self.background = Background("registry")
         self.bundles = settings.data_dir / "bundles"
         self.release_log = ReleaseLog(self.connection, self.names.models)
         self.releases = ReleaseFeed(self.release_log, self.metrics)
@@ -285,14 +286,14 @@ class Container:
 
     async def _fetched(self, version: str, served: Bundle | None, retry: Retry) -> Bundle:
         fetch = partial(self.registry.fetch, version, self.bundles)
-        path = await retry.call("registry_fetch", lambda: in_background(fetch))
+        path = await retry.call("registry_fetch", lambda: self.background.run(fetch))
         try:
             return await self._opened(path, served)
         except BundleError:
             if path.is_dir():
                 raise
         # Another worker of this machine, behind us or ahead, tidied it away between the two lines above.
-        return await self._opened(await retry.call("registry_fetch", lambda: in_background(fetch)), served)
+        return await self._opened(await retry.call("registry_fetch", lambda: self.background.run(fetch)), served)
 
     async def _opened(self, path: Path, served: Bundle | None) -> Bundle:
         def work() -> Bundle:
@@ -332,7 +333,7 @@ class Container:
 
     async def _items_version_of(self, version: str) -> str:
         try:
-            return items_version(await in_background(partial(self.registry.manifest, version)))
+            return items_version(await self.background.run(partial(self.registry.manifest, version)))
         except UnknownVersionError:
             return ""  # nobody can go back to it
 

@@ -151,6 +151,8 @@ class Metrics(MetricSet):
         self._online_versions: dict[str, None] = {}
         for outcome in ("switched", "refused", "failed"):
             self._switches.labels(outcome)
+        for phase in ("prepare", "pause"):
+            self._switch.labels(phase)
 
     # What happened to a chunk
 

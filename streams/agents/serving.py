@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from models.domain.deltas import Ledger
+from models.domain.errors import RecommenderError
 from models.domain.pipeline import NearestItems, Pipeline
 from models.domain.ports import ItemIndex
 from models.domain.releases import Release
@@ -35,6 +36,10 @@ class Model(NamedTuple):
     @property
     def side(self) -> ItemSide:
         return ItemSide(self.collection, self.bundle.text_encoder, self.bundle.item_encoder)
+
+
+class ExchangeError(RecommenderError):
+    """An exchange that failed half-way."""
 
 
 class Serving:
@@ -86,26 +91,34 @@ class Serving:
         Args:
             vectors: of the catalogue; None where both models have one collection.
         Returns: False where vectors are missing still and nothing was changed.
+        Raises: ExchangeError when parts of both models may be in place: the worker must end.
         """
         async with self._lock:
             # From here on nothing waits: whoever takes the lock next finds one whole model.
             if vectors is not None and vectors.missing:
                 return False
             started = time.perf_counter()
-            bundle = model.bundle
-            self._pipeline.use(bundle.user_encoder, bundle.ranker, bundle.version, bundle.review_value)
-            self._pipeline.index = model.nearest
-            self._ledger.use(bundle.version, self._pipeline.weights)
-            if vectors is None:
-                self._pipeline.catalogue.placeholder = bundle.item_encoder.placeholder
-            else:
-                self.feed.use(vectors)
-            self.owner.use(model.side)
-            self._road.text_encoder = bundle.text_encoder
-            self.model, self.release = model, release
+            try:
+                self._put(model, vectors)
+            except Exception as error:
+                raise ExchangeError(f"{model.bundle.version} was put in place by half: {error!r}") from error
+            self.release = release
             self._metrics.observe_switch("pause", time.perf_counter() - started)
         self._tell()
         return True
+
+    def _put(self, model: Model, vectors: NextVectors | None) -> None:
+        bundle = model.bundle
+        self._pipeline.use(bundle.user_encoder, bundle.ranker, bundle.version, bundle.review_value)
+        self._pipeline.index = model.nearest
+        self._ledger.use(bundle.version, self._pipeline.weights)
+        if vectors is None:
+            self._pipeline.catalogue.placeholder = bundle.item_encoder.placeholder
+        else:
+            self.feed.use(vectors)
+        self.owner.use(model.side)
+        self._road.text_encoder = bundle.text_encoder
+        self.model = model
 
     def watch(self) -> None:
         """Tell how old the served release is; called now and then."""

@@ -22,7 +22,7 @@ from streams.agents.items import Filling, ItemSide
 from streams.agents.next_vectors import NextVectors
 from streams.agents.releases import ReleaseFeed
 from streams.agents.retry import Retry
-from streams.agents.serving import Model, Serving
+from streams.agents.serving import ExchangeError, Model, Serving
 from streams.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 POLL_SECONDS = 0.25
 # No vector came for that long: a partition may have been with another worker for a moment, so the topic is read again.
 AGAIN_SECONDS = 10.0
+# The served version's own collection is looked at ever more rarely: what it lacks may be another worker's to encode.
+LONGEST_AGAIN_SECONDS = 300.0
 # Still none: its owner cannot encode it, or nobody owns it. The served version goes on.
 STALLED_SECONDS = 60.0
 # A registry or a store that was away is asked again after this time, while its release is the newest.
@@ -104,7 +106,7 @@ class Switcher:
     async def fill_served(self) -> None:
         """Encode what the served version's own collection lacks: a worker that starts on a version for the first time
         finds most of `items` already consumed by its group. Returns when nothing is missing."""
-        serving = self._serving
+        serving, pause = self._serving, AGAIN_SECONDS
         while serving.feed.missing:
             model = serving.model
             with self._filling(model.side) as filling:
@@ -113,7 +115,7 @@ class Switcher:
                 except RecommenderError as error:
                     log.warning("the vectors of %s are not complete yet: %s", model.bundle.version, error)
             serving.feed.look()
-            until = time.monotonic() + AGAIN_SECONDS
+            until, pause = time.monotonic() + pause, min(2 * pause, LONGEST_AGAIN_SECONDS)
             while serving.feed.missing and serving.model is model and time.monotonic() < until:
                 await asyncio.sleep(POLL_SECONDS)
 
@@ -127,7 +129,7 @@ class Switcher:
                 await self._serving.exchange(model, release, None)
             else:
                 await self._gather(model, release)
-        except asyncio.CancelledError:
+        except ExchangeError:
             raise
         except Exception as error:
             self._give_up(release, error)

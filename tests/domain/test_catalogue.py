@@ -106,3 +106,28 @@ def test_the_content_hash_follows_exactly_what_is_encoded() -> None:
         Item(item_id="a", title="Heat", text="A film.", categories=("Crime",), vector=(1.0,)),
     ):
         assert content_hash(item) != content_hash(other)
+
+
+def test_exchanged_vectors_take_the_place_of_all_and_the_rest_are_placeholders() -> None:
+    catalogue = catalogue_of(3)
+    catalogue.remove("i1")
+    rows = np.full((2, catalogue.dimension), 7.0, np.float32)
+    catalogue.exchange(rows, lambda item_id: np.full(catalogue.dimension, float(len(item_id)), np.float32))
+    assert catalogue.vectors[0].tolist() == [7.0] * catalogue.dimension
+    assert not catalogue.vectors[1].any(), "a removed item has no vector"
+    assert catalogue.vectors[2].tolist() == [2.0] * catalogue.dimension
+    assert catalogue.has_vector[:3].tolist() == [True, False, True]
+    late = catalogue.intern("newest")
+    assert catalogue.vectors[late].tolist() == [6.0] * catalogue.dimension
+    for number in range(3_000):
+        catalogue.intern(f"more-{number}")
+    assert catalogue.vectors[0].tolist() == [7.0] * catalogue.dimension, "it grows with its vectors"
+
+
+def test_exchanged_vectors_with_room_for_all_are_not_copied() -> None:
+    catalogue = catalogue_of(3)
+    rows = np.zeros_like(catalogue.vectors)
+    rows[:3] = 1.0
+    catalogue.exchange(rows, lambda _: np.zeros(catalogue.dimension, np.float32))
+    assert catalogue.vectors is rows
+    assert catalogue.has_vector.sum() == 3

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.domain.catalogue import Catalogue
-from models.domain.deltas import Delta, Ledger, decode_delta, encode_delta
+from models.domain.deltas import LEARNERS_KEPT, Delta, Ledger, decode_delta, encode_delta
 from models.domain.errors import EventDecodeError, StateError
 from models.domain.features import BASE_COUNT
 from models.domain.ranking import FIRST_SQUARES, AdaptiveWeights
@@ -367,3 +367,55 @@ def test_movements_of_the_weights_add_up() -> None:
     assert weights.weights.tolist() == [2.0] * BASE_COUNT
     assert weights.squares.tolist() == [FIRST_SQUARES + 2.0] * BASE_COUNT
     assert ledger.applied == {"s": 2}
+
+
+def test_what_another_version_learned_is_kept_for_it_and_added_to_no_other() -> None:
+    weights, one = AdaptiveWeights(np.zeros(BASE_COUNT)), [1.0] * BASE_COUNT
+    ledger = Ledger(Statistics(), Catalogue(9), weights, "me", "m1")
+    ledger.read(delta(weights=one, squares=one, model="m2"))
+    ledger.read(delta(start=1, end=2, offset=[1], weights=one, squares=one, model="m1"))
+    # From a release that knew one version only.
+    ledger.read(delta(start=2, end=3, offset=[2], weights=one, squares=one))
+    assert weights.weights.tolist() == [2.0] * BASE_COUNT
+
+    later = AdaptiveWeights(np.full(BASE_COUNT, 0.5))
+    ledger.use("m2", later)
+    assert later.weights.tolist() == [1.5] * BASE_COUNT, "a worker that comes late to a version has what others learned"
+    ledger.read(delta(start=3, end=4, offset=[3], weights=one, squares=one, model="m1"))
+    assert later.weights.tolist() == [1.5] * BASE_COUNT
+    assert weights.weights.tolist() == [2.0] * BASE_COUNT
+    ledger.use("learned", None)
+    back = AdaptiveWeights(np.zeros(BASE_COUNT))
+    ledger.use("m1", back)
+    assert back.weights.tolist() == [3.0] * BASE_COUNT, "a roll-back finds all that was learned with the version"
+    assert back.squares.tolist() == [FIRST_SQUARES + 3.0] * BASE_COUNT
+
+
+def test_a_snapshot_says_whose_weights_it_holds() -> None:
+    one = [1.0] * BASE_COUNT
+    ledger = Ledger(Statistics(), Catalogue(9), AdaptiveWeights(np.zeros(BASE_COUNT)), "a", "m1")
+    ledger.read(delta(weights=one, squares=one, model="m1"))
+    ledger.read(delta(start=1, end=2, offset=[1], weights=one, squares=one, model="m2"))
+    ledger.read(delta(start=2, end=3, offset=[2], weights=one, squares=one, model="m2"))
+    snapshot = ledger.snapshot()
+    for version, learned in (("m1", 1.0), ("m2", 2.0), ("m3", 0.0)):
+        weights = AdaptiveWeights(np.full(BASE_COUNT, 0.0))
+        restored = Ledger(Statistics(), Catalogue(9), weights, "b", version)
+        restored.restore(snapshot)
+        assert weights.weights.tolist() == [learned] * BASE_COUNT, version
+    fields = msgspec.msgpack.decode(snapshot)
+    former = msgspec.msgpack.encode({name: fields[name] for name in fields if name not in ("model", "learned")})
+    weights = AdaptiveWeights(np.zeros(BASE_COUNT))
+    Ledger(Statistics(), Catalogue(9), weights, "b", "m9").restore(former)
+    assert weights.weights.tolist() == [1.0] * BASE_COUNT, "a former release served one version, which is meant"
+
+
+def test_the_learning_of_few_versions_is_remembered() -> None:
+    one = [1.0] * BASE_COUNT
+    ledger = Ledger(Statistics(), Catalogue(9), None, "me", "served")
+    for number in range(LEARNERS_KEPT + 1):
+        ledger.read(delta(start=number, end=number + 1, offset=[number], weights=one, squares=one, model=f"m{number}"))
+    for version, learned in (("m0", 0.0), (f"m{LEARNERS_KEPT}", 1.0)):
+        weights = AdaptiveWeights(np.zeros(BASE_COUNT))
+        ledger.use(version, weights)
+        assert weights.weights.tolist() == [learned] * BASE_COUNT

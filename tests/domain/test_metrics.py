@@ -7,7 +7,7 @@ import re
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from streams.metrics import STAGES, Metrics
+from streams.metrics import ONLINE_VERSIONS, STAGES, Metrics
 
 
 @pytest.fixture
@@ -141,3 +141,31 @@ def test_bytes_of_deltas_are_told_by_direction(metrics: Metrics) -> None:
 def test_the_table_for_the_readme_names_every_metric(metrics: Metrics) -> None:
     rows = re.findall(r"^\| `(streamrec_\w+)` \| (counter|gauge|histogram) \|", metrics.markdown(), flags=re.MULTILINE)
     assert [name for name, _ in rows] == [info.name for info in metrics.described]
+
+
+def test_switches_are_counted_by_outcome_and_timed_by_phase(metrics: Metrics) -> None:
+    text = metrics.exposition().decode()
+    assert all(
+        f'streamrec_model_switches_total{{outcome="{name}"}} 0.0' in text for name in ("switched", "refused", "failed")
+    )
+    metrics.count_switch("refused")
+    metrics.observe_switch("pause", 0.004)
+    metrics.set_model_sequence(7)
+    metrics.set_model_age(-2.0)
+    assert metrics.value("streamrec_model_switches_total", outcome="refused") == 1
+    assert metrics.value("streamrec_model_switch_seconds_bucket", phase="pause", le="0.005") == 1
+    assert metrics.value("streamrec_model_sequence") == 7
+    assert metrics.value("streamrec_model_age_seconds") == 0
+
+
+def test_quality_counters_of_versions_long_gone_are_let_go(metrics: Metrics) -> None:
+    for number in range(ONLINE_VERSIONS + 5):
+        metrics.set_model(f"m{number}")
+        metrics.count_online("m0", "warm", "asked", scored=1, hits=1, ndcg_sum=1.0)
+    shown = set(re.findall(r'online_hits_total\{[^}]*model_version="(m\d+)"', metrics.exposition().decode()))
+    assert len(shown) == ONLINE_VERSIONS
+    assert {"m0", f"m{ONLINE_VERSIONS + 4}"} <= shown, "who is spoken of stays"
+    assert (
+        metrics.value("streamrec_online_hits_total", model_version="m0", user="warm", list="asked")
+        == ONLINE_VERSIONS + 5
+    )

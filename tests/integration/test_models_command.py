@@ -11,9 +11,9 @@ import pytest
 from models.encoders.manifest import read_manifest
 from streams.kafka.embedded_broker import BrokerProcess, free_port
 from streams.registry import Registry
-from tests.services.bundles import learned
 from tests.services.command import Command
 from tests.services.small_bundles import small_bundle
+from tests.services.versions import learned
 
 pytestmark = pytest.mark.integration
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ import pytest
 
 from models.domain.releases import CHAMPION, Release, encode_release
 from models.encoders.manifest import items_version, read_manifest
-from tests.services.bundles import Models, broken_step, learned, other_ranker
 from tests.services.deployment import (
     Deployment,
     ListReader,
@@ -21,6 +19,7 @@ from tests.services.deployment import (
     until_consumed,
 )
 from tests.services.streams import expected_touches, make_events, make_items
+from tests.services.versions import Models, broken_step, learned, other_ranker, told_by
 from tests.services.worker import WorkerProcess, until
 
 pytestmark = pytest.mark.integration
@@ -35,8 +34,8 @@ def made(worker_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
     folder = tmp_path_factory.mktemp("made")
     bundles = {
         "ranker": other_ranker(folder / "ranker"),
-        "learned": learned(folder / "learned", worker_bundle, IDS, seed=1),
-        "other": learned(folder / "other", worker_bundle, IDS, seed=2),
+        "learned": learned(folder / "learned", worker_bundle, IDS, seed=1, mark=1),
+        "other": learned(folder / "other", worker_bundle, IDS, seed=2, mark=2),
         "narrow": learned(folder / "narrow", worker_bundle, IDS, seed=3, width=32),
     }
     bundles["broken"] = broken_step(Path(shutil.copytree(bundles["other"], folder / "broken")))
@@ -111,7 +110,12 @@ async def test_releases_change_the_version_of_lists_and_no_event_is_lost_or_fold
     await assert_newest_lists(deployed, states)
     made_by = await versions_of_lists(deployed)
     assert list(made_by[-1])[-1] == version(made["learned"])
-    assert set(Counter(v for one in made_by for v in one)) == {version(bundle) for bundle in order}
+    assert {found for one in made_by for found in one} == {version(bundle) for bundle in order}
+    marks = {version(made[name]): mark for mark, name in enumerate(("learned", "other"), 1)}
+    for one in await deployed.lists():
+        if one.items and one.model_version in marks:
+            mark = {marks[one.model_version]}
+            assert told_by(one) == (mark, mark), f"a list of mixed versions: {one}"
     print(f"four switches: {pauses / 4 * 1e3:.1f} ms of pause and {prepared / 4:.2f} s of preparation each")
 
 

@@ -20,9 +20,9 @@ from models.learning.replay_buffer import ReplayBuffer
 from streams.cli.learning import BundleLearner
 from streams.registry import Registry
 from streams.releases import read_releases
-from tests.services.bundles import Models, learned
 from tests.services.deployment import Deployment, until_consumed
 from tests.services.streams import START_MS, make_events, make_items
+from tests.services.versions import Models, learned
 from tests.services.worker import TrainerProcess, WorkerProcess, until
 
 pytestmark = [pytest.mark.train, pytest.mark.integration]

@@ -8,15 +8,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
 
 from export.bootstrap import build_bootstrap
 from export.learned import build_learned
+from export.onnx_graph import GraphBuilder
 from export.ranker_graph import ranker_graph
 from models.domain.candidates import SOURCE_COUNT
-from models.domain.events import EventContract, declared_types
+from models.domain.events import EventContract, Recommendation, declared_types
 from models.domain.features import BASE_FEATURES, FEATURES, PRESENCE
 from models.domain.ranking import bootstrap_weights
 from models.encoders.manifest import MANIFEST, content_version, encode_manifest, read_manifest
@@ -26,6 +28,8 @@ from tests.services.deployment import Deployment
 
 TEXT, RECURRENCE = 384, 128
 HIDDEN, CONTEXT = 16, 8
+# A score without marks stays well below half the smaller one, and single precision tells thousandths of the larger sum.
+RANKER_MARK, VECTOR_MARK = 10_000, 100
 
 
 def kinds() -> list[str]:
@@ -48,7 +52,11 @@ def learned(
     recurrence: int = RECURRENCE,
     metrics: Mapping[str, float] | None = None,
 ) -> Path:
-    """A learned bundle of random weights over those items; another seed gives other vectors of every item."""
+    """A learned bundle of random weights over those items; another seed gives other vectors of every item.
+
+    Args:
+        mark: 1 to 99 for a bundle whose scores tell which item vectors and which ranker made them (`told_by`).
+    """
     rng = np.random.default_rng(seed)
     names = ["", *kinds()]
 
@@ -57,11 +65,11 @@ def learned(
 
     hidden = 2 * width
     weights = EncoderWeights(
-        item_id=normal(0.5, len(item_ids), width),
-        item_bias=normal(0.3, len(item_ids)),
-        cold_bias=np.array(-0.5, np.float32),
+        item_id=normal(0.2, len(item_ids), width),
+        item_bias=normal(0.3, len(item_ids)) + np.float32(VECTOR_MARK * mark),
+        cold_bias=np.array(VECTOR_MARK * mark, np.float32),
         text_bias=normal(0.1, TEXT),
-        projection=normal(0.2, TEXT, width),
+        projection=normal(0.05, TEXT, width),
         kind=normal(0.3, len(names), width),
         value=normal(0.3, VALUE_BUCKETS, width),
         gap=normal(0.3, GAP_BUCKETS, width),
@@ -95,7 +103,7 @@ def learned(
         text_model=parent,
         weights=weights,
         item_ids=item_ids,
-        ranker_graph=ranker_graph(ranker, PRESENCE),
+        ranker_graph=telling_ranker(mark) if mark else ranker_graph(ranker, PRESENCE),
         features=FEATURES,
         kinds=names,
         candidates=200,
@@ -103,6 +111,30 @@ def learned(
         value_scale=5.0,
         metrics=metrics,
     )
+
+
+def telling_ranker(mark: int) -> bytes:
+    """Scores a candidate as the encoder does, plus a mark of the ranker's own."""
+    g = GraphBuilder()
+    score = FEATURES.index("encoder_score")
+    column = g.op("Slice", "features", g.axes(score), g.axes(score + 1), g.axes(2))
+    g.op("Add", g.op("Squeeze", column, g.axes(2)), g.constant(float(RANKER_MARK * mark)), out="score")
+    return g.model("ranker", {"features": ("B", "K", len(FEATURES))}, {"score": ("B", "K")})
+
+
+class Told(NamedTuple):
+    """Marks that a list's scores carry."""
+
+    ranker: set[int]
+    vectors: set[int]
+
+
+def told_by(made: Recommendation) -> Told:
+    """By which marks' rankers and item vectors the items of a list were scored."""
+    scores = [one.score for one in made.items]
+    rankers = [round(score / RANKER_MARK) for score in scores]
+    vectors = [round((score - RANKER_MARK * mark) / VECTOR_MARK) for score, mark in zip(scores, rankers, strict=True)]
+    return Told(set(rankers), set(vectors))
 
 
 def broken_step(bundle: Path) -> Path:
