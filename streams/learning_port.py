@@ -33,17 +33,20 @@ class OnlineLearner(Protocol):
         """Items joined the catalogue, or their text changed."""
         ...
 
-    def append(self, records: Sequence[Record], offsets: Mapping[int, int]) -> int:
-        """Take records over; durable after the next `flush`. One that was taken before is dropped.
+    def append(self, records: Sequence[Record], offsets: Mapping[int, int]) -> None:
+        """Take records over; durable after the next `flush`.
 
         Args:
             offsets: partition -> next offset after these records.
-        Returns: how many were new.
         """
         ...
 
-    def flush(self) -> None:
-        """Everything taken over is on disk when it returns."""
+    def flush(self) -> Mapping[str, int]:
+        """Everything taken over is on disk when it returns.
+
+        Returns: what became of the records since the last flush: `taken` to learn from, `known` already (a worker
+            repeats after a crash), `refused` (beyond a user's share), `remembered` (of before the champion's fit).
+        """
         ...
 
     @property

@@ -175,13 +175,13 @@ class Trainer:
         offsets: dict[int, int] = {}
         for record in records:
             offsets[record.partition] = max(record.offset + 1, offsets.get(record.partition, 0))
-        new = await self._in_thread(self.learner.append, taken, offsets)
+        await self._in_thread(self.learner.append, taken, offsets)
         self._unflushed += len(records)
-        self.metrics.count_records(taken=new, bad=bad)
+        self.metrics.count_records({"bad": bad})
 
     async def _flush(self, consumer: Any) -> None:
         """On disk first, then committed: a crash between the two reads again what is known already."""
-        await self._in_thread(self.learner.flush)
+        self.metrics.count_records(await self._in_thread(self.learner.flush))
         if self._unflushed and consumer.assignment():
             try:
                 await consumer.commit()

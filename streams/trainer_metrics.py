@@ -8,6 +8,8 @@ from streams.metric_base import MetricSet
 
 # An update of a thousand records takes seconds, a first fit of a long buffer minutes.
 ROUND_BUCKETS = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0, 180.0, 600.0, 1_800.0)
+# `known`: told before; `refused`: beyond a user's share; `remembered`: of before the champion's fit.
+RECORDS = ("taken", "known", "refused", "remembered", "bad")
 DECISIONS = ("first", "promote", "keep", "discard", "rollback")
 
 
@@ -16,7 +18,9 @@ class TrainerMetrics(MetricSet):
 
     def __init__(self) -> None:
         super().__init__()
-        self._records = self._counter("trainer_records", "Records of `feedback`: taken, bad.", "outcome")
+        self._records = self._counter(
+            "trainer_records", "Records of `feedback`: taken, known, refused, remembered, bad.", "outcome"
+        )
         self._round = self._histogram(
             "trainer_round_seconds", "Time of a round: compare, decide, train.", ROUND_BUCKETS
         )
@@ -38,11 +42,15 @@ class TrainerMetrics(MetricSet):
         self._failures = self._counter("trainer_failures", "Releases that could not be made, by step.", "step")
         for decision in DECISIONS:
             self._decisions.labels(decision)
-        for outcome in ("taken", "bad"):
+        for outcome in RECORDS:
             self._records.labels(outcome)
 
-    def count_records(self, *, taken: int, bad: int) -> None:
-        for outcome, count in (("taken", taken), ("bad", bad)):
+    def count_records(self, outcomes: Mapping[str, int]) -> None:
+        """
+        Args:
+            outcomes: of RECORDS -> how many.
+        """
+        for outcome, count in outcomes.items():
             self._records.labels(outcome).inc(count)
 
     def observe_round(self, decision: str, seconds: float, figures: Mapping[str, float]) -> None:

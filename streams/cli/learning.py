@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,9 +23,10 @@ from models.domain.feedback import Feedback, Forgotten, Record
 from models.domain.ports import TextEncoder
 from models.encoders.manifest import read_files, read_manifest
 from models.learning.online import OnlineTrainer
-from models.learning.online import Round as LearnerRound
 from models.learning.online_config import OnlineConfig
 from models.learning.replay_buffer import ReplayBuffer
+from models.learning.rounds import Observed
+from models.learning.rounds import Round as LearnerRound
 from models.learning.training import use_threads
 from models.learning.training_state import TrainingState, TrainingStateError
 from streams.cli.training import serving
@@ -65,6 +67,7 @@ class BundleLearner:
         self.bundle: Path
         self._fresh: list[Feedback] = []
         self._offsets: dict[int, int] = {}
+        self._outcomes: Counter[str] = Counter()
         self._last: LearnerRound | None = None
         self._trainer = OnlineTrainer.load(self._rounds, options=options, serving=serving(), config=config, seed=seed)
         if self._trainer is not None:
@@ -108,30 +111,32 @@ class BundleLearner:
     def declare(self, item_ids: Sequence[str], texts: Sequence[str]) -> None:
         self.trainer.declare(item_ids, self.text_encoder.encode_many(texts))
 
-    def append(self, records: Sequence[Record], offsets: Mapping[int, int]) -> int:
-        taken = 0
+    def append(self, records: Sequence[Record], offsets: Mapping[int, int]) -> None:
         for record in records:
             if isinstance(record, Forgotten):
-                self.flush()
+                self._keep()
                 self.buffer.forget(record.user_id, record.event_time_ms)
                 self.trainer.forget(record.user_id, record.event_time_ms)
             else:
                 self._fresh.append(record)
-                taken += 1
         self._offsets |= offsets
-        return taken
 
-    def flush(self) -> None:
+    def flush(self) -> Mapping[str, int]:
+        self._keep()
+        found, self._outcomes = self._outcomes, Counter()
+        return found
+
+    def _keep(self) -> None:
         if not self._fresh and not self._offsets:
             return
         number = self.buffer.append(self._fresh, self._offsets)
-        self._observe(self._fresh, number)
+        self._outcomes.update(self._observe(self._fresh, number)._asdict())
         self._fresh, self._offsets = [], {}
 
-    def _observe(self, records: Sequence[Feedback], number: int) -> None:
+    def _observe(self, records: Sequence[Feedback], number: int) -> Observed:
         texts = list(dict.fromkeys(record.text for record in records if record.text))
         embeddings = dict(zip(texts, self.text_encoder.encode_many(texts), strict=True)) if texts else {}
-        self.trainer.observe(records, embeddings, number)
+        return self.trainer.observe(records, embeddings, number)
 
     @property
     def offsets(self) -> Mapping[int, int]:

@@ -37,8 +37,8 @@ def worker(settings: Settings) -> None:
     cluster differ in STREAMREC_TOPIC_PREFIX, STREAMREC_COLLECTION_PREFIX and STREAMREC_CONSUMER_GROUP.
 
     The worker needs to read events, items, requests, item-stats and models, to write recommendations, feedback
-    (unless STREAMREC_FEEDBACK=false), item-stats, dead-letters and (forwarded records) events and requests, and to use the
-    groups STREAMREC_CONSUMER_GROUP and <item-stats>.snapshots.
+    (unless STREAMREC_FEEDBACK=false), item-stats, dead-letters and (forwarded records) events and requests, and to use
+    the groups STREAMREC_CONSUMER_GROUP and <item-stats>.snapshots.
 
     Metrics are at http://STREAMREC_METRICS_HOST:STREAMREC_METRICS_PORT/metrics; /readyz answers 200 once events are
     taken, /healthz answers 503 when the process should be started again. The log says the address at the start.

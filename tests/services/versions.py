@@ -49,6 +49,7 @@ def learned(
     *,
     seed: int = 0,
     width: int = 64,
+    mark: int = 0,
     recurrence: int = RECURRENCE,
     metrics: Mapping[str, float] | None = None,
 ) -> Path:

@@ -148,8 +148,8 @@ class Bench:
             broker.start()
             try:
                 async with replay(broker, "online", Path(folder) / "deployment", self._trained()) as one:
-                    # What the first model was trained on is no feedback: it only fills states and statistics.
-                    await one.start_worker(feedback="false")
+                    # What the first model was trained on is no example any more; a trainer remembers it.
+                    await one.start_worker(feedback=str(learning).lower(), candidates_share="0")
                     await one.declare(self.items)
                     await one.play(events[:start])
                     if learning:
