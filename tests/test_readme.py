@@ -8,6 +8,7 @@ from pathlib import Path
 from models.domain.events import EventContract, Forget, Hide, Impression, Interaction, Search
 from streams.metrics import Metrics
 from streams.settings import settings_markdown
+from streams.trainer_metrics import TrainerMetrics
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -36,6 +37,7 @@ def test_the_item_the_request_and_the_list_of_the_readme_decode() -> None:
 def test_the_tables_of_the_readme_are_the_generated_ones() -> None:
     assert settings_markdown() in README
     assert Metrics().markdown() in README
+    assert TrainerMetrics().markdown() in README
 
 
 def test_every_link_of_the_readme_leads_to_a_file() -> None:

@@ -12,6 +12,7 @@ import typer
 from streams.cli.common import installed_version, with_settings
 from streams.metrics import Metrics
 from streams.settings import Settings, settings_markdown, unknown_environment
+from streams.trainer_metrics import TrainerMetrics
 
 # The parts whose version changes behaviour; a bug report should name them.
 PARTS = (
@@ -51,13 +52,14 @@ def metrics(
     markdown: Annotated[bool, typer.Option("--markdown", help="The README's table.")] = False,
 ) -> None:
     """List every metric with its type and labels."""
-    listed = Metrics()
-    if markdown:
-        typer.echo(listed.markdown())
-        return
-    for info in listed.described:
-        labels = "{" + ",".join(info.labels) + "}" if info.labels else ""
-        typer.echo(f"{info.name}{labels}  {info.kind}  {info.description}")
+    for title, listed in (("worker", Metrics()), ("trainer", TrainerMetrics())):
+        if markdown:
+            typer.echo(f"{listed.markdown()}\n")
+            continue
+        typer.echo(f"# {title}")
+        for info in listed.described:
+            labels = "{" + ",".join(info.labels) + "}" if info.labels else ""
+            typer.echo(f"{info.name}{labels}  {info.kind}  {info.description}")
 
 
 @version_app.command()
