@@ -35,6 +35,13 @@ def test_a_better_challenger_is_promoted_an_equal_one_kept_a_worse_one_thrown_aw
     assert evidence(difference).judge(RULE, seed=0).verdict == verdict
 
 
+def test_a_gain_that_is_sure_and_not_worth_a_switch_is_waited_with() -> None:
+    found = Evidence(RULE.memory)
+    found.add([f"u{n % 50}" for n in range(2_000)], np.full(2_000, 0.2), np.full(2_000, 0.2005))
+    decision = found.judge(RULE, seed=0)
+    assert (decision.verdict, decision.better, decision.enough) == ("keep", 1.0, 0.0)
+
+
 def test_models_that_rank_alike_are_neither_promoted_nor_thrown_away() -> None:
     same = Evidence(RULE.memory)
     same.add([f"u{n % 50}" for n in range(2_000)], np.full(2_000, 0.2), np.full(2_000, 0.2))
