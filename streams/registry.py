@@ -71,7 +71,7 @@ class Registry:
     """
 
     def __init__(self, url: str) -> None:
-        self._where = without_password(url)
+        self._url, self._where = url, without_password(url)
         with self._answering():
             self._files, root = fsspec.url_to_fs(url)
         self._root = str(root).rstrip("/")
@@ -239,7 +239,7 @@ class Registry:
         except RecommenderError:
             raise
         except Exception as error:
-            said = f"the registry {self._where}: {type(error).__name__}: {error}"
+            said = f"the registry {self._where}: {type(error).__name__}: {error}".replace(self._url, self._where)
             raise RegistryError(said, retryable=not isinstance(error, _FINAL)) from error
 
 

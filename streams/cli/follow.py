@@ -74,15 +74,24 @@ def print_list(made: Recommendation) -> None:
     print_table(title, ("rank", "item", "score", "source", "reason"), rows)
 
 
-def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """A table on standard output; ids are shown as they are, never read as markup."""
+# Wider than any line that somebody looks at.
+UNFOLDED_WIDTH = 10_000
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], *, folded: bool = True) -> None:
+    """A table on standard output; ids are shown as they are, never read as markup.
+
+    Args:
+        folded: break long cells at the terminal's width; else a row is one line, and an id can be copied from it.
+    """
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*map(_plain, row))
     table.title = _plain(title)
-    Console(soft_wrap=not sys.stdout.isatty(), highlight=False).print(table)
+    width = None if folded else UNFOLDED_WIDTH
+    Console(soft_wrap=not sys.stdout.isatty(), highlight=False, width=width).print(table)
     sys.stdout.flush()
 
 

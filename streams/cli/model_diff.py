@@ -60,6 +60,15 @@ def compare(a: Manifest, b: Manifest) -> dict[str, tuple[Any, Any]]:
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
+def told(value: Any) -> str:
+    """A value of `compare` for people."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, tuple | list):
+        return " ".join(map(told, value)) or "none"
+    return "none" if value is None else str(value)
+
+
 def compare_items(registry: Registry, a: Manifest, b: Manifest) -> ItemChange:
     """Raises: RegistryError."""
     (ids_a, table_a), (ids_b, table_b) = _table(registry, a), _table(registry, b)

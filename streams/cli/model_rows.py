@@ -74,6 +74,8 @@ def shown(row: Row, column: str) -> str:
     value: Any = getattr(row, column)
     if column == "metrics":
         return ", ".join(f"{name} {number:.4f}" for name, number in sorted(value.items())) or "none"
+    if column == "created":
+        return row.created[:16].replace("T", " ")
     if column == "state" and not row.in_registry:
         return f"{value}, not in the registry"
     return str(value or "none")

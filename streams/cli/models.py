@@ -53,7 +53,7 @@ def list_versions(
         return
     columns = ("version", "state", "created", "parent", "metrics")
     title = f"{len(rows)} versions in {registry}"
-    print_table(title, columns, [[shown(row, column) for column in columns] for row in rows])
+    print_table(title, columns, [[shown(row, column) for column in columns] for row in rows], folded=False)
 
 
 @app.command()
@@ -125,7 +125,7 @@ def diff(
     as_json: Annotated[bool, typer.Option("--json", help="A JSON object.")] = False,
 ) -> None:
     """Say in what two versions differ: manifests, graphs, and what each learned of single items."""
-    from streams.cli.model_diff import compare, compare_items
+    from streams.cli.model_diff import compare, compare_items, told
 
     registry = _registry(settings)
     first, second = registry.manifest(a), registry.manifest(b)
@@ -133,7 +133,7 @@ def diff(
     if as_json:
         typer.echo(msgspec.json.format(msgspec.json.encode({"fields": fields, "items": items}), indent=2))
         return
-    print_table(f"{a} -> {b}", ("", "A", "B"), [(name, *pair) for name, pair in fields.items()])
+    print_table(f"{a} -> {b}", ("", "A", "B"), [(name, *map(told, pair)) for name, pair in fields.items()])
     if not fields:
         typer.echo("the manifests say the same")
     for line in items.told():

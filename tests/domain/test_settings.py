@@ -114,6 +114,8 @@ def test_strengths_and_names_are_native_in_toml(tmp_path: Path) -> None:
         ({"collection_prefix": "a/b"}, "collection_prefix"),
         ({"qdrant_url": "localhost:6333"}, "qdrant_url"),
         ({"qdrant_url": "unix:relative"}, "qdrant_url"),
+        ({"registry": "s3://"}, "registry"),
+        ({"registry": "no scheme://bucket"}, "registry"),
         ({"execution_providers": "cuda"}, "execution_providers"),
         ({"execution_providers": ""}, "execution_providers"),
         ({"interaction_strengths": "tip"}, "interaction_strengths"),
@@ -145,14 +147,23 @@ def test_a_kubernetes_service_link_is_recognised(monkeypatch: pytest.MonkeyPatch
 
 def test_secrets_are_never_printed() -> None:
     settings = Settings(
-        kafka_sasl_password="hunter2", qdrant_api_key="hunter2", qdrant_url="https://me:hunter2@example.org:6333"
+        kafka_sasl_password="hunter2",
+        qdrant_api_key="hunter2",
+        qdrant_url="https://me:hunter2@example.org:6333",
+        registry="sftp://me:hunter2@example.org/models",
     )
     shown = settings.redacted()
     for text in (repr(settings), str(settings), json.dumps(shown)):
-        assert "hunter2" not in text.replace(settings.qdrant_url, "")
+        assert "hunter2" not in text.replace(settings.qdrant_url, "").replace(settings.registry, "")
     assert shown["kafka_sasl_password"] == HIDDEN
     assert shown["qdrant_url"] == f"https://{HIDDEN}@example.org:6333"
+    assert shown["registry"] == f"sftp://{HIDDEN}@example.org/models"
     assert "hunter2" not in refusal(kafka_sasl_password={"hunter2": 1}, qdrant_api_key=["hunter2"])
+
+
+def test_the_registry_lies_in_the_data_directory_unless_it_is_set() -> None:
+    assert Settings(data_dir="there").registry_url == str(Path("there") / "models")
+    assert Settings(registry="s3://bucket/models").registry_url == "s3://bucket/models"
 
 
 def test_settings_do_not_change() -> None:

@@ -23,7 +23,8 @@ from export.projection import random_projection
 from export.text_model import find_text_model
 from models.domain.errors import BundleError, IncompatibleBundleError, ParityError
 from models.encoders.bundle import Bundle, load_bundle
-from models.encoders.manifest import Manifest, encode_manifest, read_manifest
+from models.encoders.bundle_directory import is_sound
+from models.encoders.manifest import MANIFEST, Manifest, encode_manifest, read_files, read_manifest
 from tests.model.conftest import FEATURES, KINDS, WEIGHTS
 
 ARGUMENTS: dict[str, Any] = {"features": FEATURES, "initial_weights": WEIGHTS, "kinds": KINDS}
@@ -284,3 +285,15 @@ def test_serving_a_bundle_loads_neither_torch_nor_onnx(bundle_directory: Path) -
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_bundle_serves_without_the_files_that_only_training_reads(copied_bundle: Path) -> None:
+    manifest = read_manifest(copied_bundle)
+    checksums = {**manifest.checksums, "training.safetensors": hashlib.sha256(b"weights").hexdigest()}
+    whole = versioned(msgspec.structs.replace(manifest, checksums=checksums))
+    (copied_bundle / MANIFEST).write_bytes(encode_manifest(whole))
+    assert load_bundle(copied_bundle).version == whole.version
+    assert is_sound(copied_bundle, whole.version, all_files=False)
+    assert not is_sound(copied_bundle, whole.version)
+    with pytest.raises(BundleError, match=r"cannot read training\.safetensors"):
+        read_files(copied_bundle, whole)
