@@ -17,7 +17,7 @@ MODULES = sorted(
     ".".join(path.relative_to(ROOT).with_suffix("").parts)
     for package in ("models", "streams")
     for path in ROOT.joinpath(package).rglob("*.py")
-    if path.name != "__init__.py" and "learning" not in path.parts
+    if path.name not in ("__init__.py", "learning.py") and "learning" not in path.parts
 )
 
 

@@ -41,6 +41,8 @@ QUIET_SECONDS = 20.0
 # Events published at once: a tenth of a second.
 SLICES_A_SECOND = 10
 POLL_SECONDS = 0.05
+# A release that failed is tried again after half a minute.
+SWITCH_SECONDS = 120.0
 # A list that has not come by then is lost.
 PATIENCE_SECONDS = 60.0
 
@@ -85,7 +87,7 @@ class Lists:
 
     async def until_by(self, version: str) -> None:
         """Returns when the newest list is of that version; asking the worker would cost it milliseconds each time."""
-        async with asyncio.timeout(PATIENCE_SECONDS):
+        async with asyncio.timeout(SWITCH_SECONDS):
             while not self.seen or self.seen[-1].version != version:
                 await asyncio.sleep(POLL_SECONDS)
 
@@ -170,7 +172,11 @@ async def measure(found: Bench, switches: int, rate: float, pause: float) -> dic
                     began = time.time()
                     manifest = read_manifest(bundles[number % len(bundles)])
                     await log.promote(manifest, by="operator", reason="a benchmark")
-                    await lists.until_by(manifest.version)
+                    try:
+                        await lists.until_by(manifest.version)
+                    except TimeoutError:
+                        print("\n".join(stand.log_path.read_text().splitlines()[-40:]))
+                        raise
                     windows.append((began, time.time()))
                     rss.append(worker.memory_info().rss)
                     await asyncio.sleep(pause)
