@@ -15,8 +15,7 @@ T = TypeVar("T")
 class Background:
     """Runs functions one after the other. The thread is made at the first call and stays.
 
-    One thread for all of them: glibc gives each new thread an arena of its own, which keeps what was freed in it, and a
-    bundle's text model takes 25 MB (twenty fetches in threads of their own grew a worker by 400 MB).
+    One thread for all of them: glibc may give each new thread an arena of its own, which keeps what was freed in it.
     """
 
     def __init__(self, name: str) -> None:
