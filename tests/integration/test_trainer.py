@@ -86,7 +86,7 @@ async def until_serves_another(worker: WorkerProcess, version: str) -> None:
         served = worker.metric("streamrec_model_info")
         return served == 1 and worker.metric("streamrec_model_info", version=version) == 0
 
-    await until(another, f"{worker.name} serves another version than {version}:\n{worker.log_tail(5)}", seconds=120)
+    await until(another, f"{worker.name} serves another version than {version}:\n{worker.log_tail(5)}", seconds=300)
 
 
 async def until_read(trainer: TrainerProcess, records: int) -> None:
@@ -141,7 +141,7 @@ async def test_a_trainer_killed_again_and_again_loses_no_record_and_publishes_no
         await deployed.send_events(events[-500:])
         await until_leads(trainer)
         before = rounds(trainer)
-        await until(lambda before=before: rounds(trainer) > before, "a round", seconds=120)
+        await until(lambda before=before: rounds(trainer) > before, "a round", seconds=300)
         await asyncio.sleep(rng.random() * 2.0)  # where in a round the kill falls is drawn, not waited for
         trainer.kill()
         trainer.start()
