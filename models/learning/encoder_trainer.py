@@ -24,8 +24,7 @@ from models.learning.encoder_config import EncoderConfig, FitReport
 from models.learning.encoder_weights import EncoderWeights
 from models.learning.log import TrainingLog
 from models.learning.objective import Objective, events_of, points
-from models.learning.passes import kept_passes, most_that_pay
-from models.learning.places import gains, mean_ndcg, places
+from models.learning.places import mean_ndcg, places
 
 __all__ = ["EncoderConfig", "EncoderTrainer", "FitReport", "NetworkConfig", "Progress"]
 
@@ -57,11 +56,6 @@ class EncoderTrainer:
         """Added to the bias of an item without events; see `choose_cold_offset`."""
         self._average = WeightAverage(self.network, config.online_average, early=False)
         self._online: torch.optim.Optimizer | None = None
-        self._fitted = 0
-        self._passes: dict[int, dict[str, Tensor]] = {}
-        """Averaged weights after so many passes of the last fit, which may have been too many; none once it went on."""
-        self._text_bias = self.network.text_bias.clone()
-        """The text's part of the biases during that fit."""
 
     # training ---------------------------------------------------------------------------------------------------------
 
@@ -72,7 +66,6 @@ class EncoderTrainer:
         *,
         epochs: int,
         learning_rate: float | None = None,
-        served: int | None = None,
         validation: tuple[int, int] | None = None,
         progress: Progress | None = None,
     ) -> FitReport:
@@ -80,7 +73,6 @@ class EncoderTrainer:
 
         Args:
             epochs: at most; fewer with `validation` where it stops getting better, and the best check's weights stay.
-            served: passes after which the weights are taken, where the rest are made for `choose_passes` alone.
             validation: events [a, b) foreseen with frozen weights.
         """
         config, started = self.config, time.monotonic()
@@ -91,8 +83,6 @@ class EncoderTrainer:
         average = WeightAverage(self.network, config.average, early=True)
         optimiser = self._optimiser(learning_rate or config.learning_rate)
         self._average = average
-        self._fitted, self._passes, self._text_bias = end, {}, self.network.text_bias.clone()
-        keep = kept_passes(epochs) | {served or epochs}
         with self._seeded():
             for epoch in range(epochs):
                 past = histories(log, 0, end, self._rng)
@@ -108,8 +98,6 @@ class EncoderTrainer:
                 loss = self._pass(log, past, chunks, config.batch, optimiser, average, share)
                 report.losses.append(loss)
                 report.epochs = epoch + 1
-                if epoch + 1 in keep:
-                    self._passes[epoch + 1] = {name: tensor.clone() for name, tensor in average.tensors.items()}
                 if progress is not None:
                     progress(epoch + 1, epochs, loss)
                 last = epoch + 1 == epochs
@@ -120,14 +108,16 @@ class EncoderTrainer:
                         best = {name: tensor.clone() for name, tensor in average.tensors.items()}
                     elif epoch + 1 - report.best_epoch >= config.patience * config.check_every:
                         break
-        self._take(log, best or (average.tensors if served is None else self._passes[served]))
+        self._load(best or average.tensors)
+        self._settle_cold(log, end)
+        self._average = WeightAverage(self.network, config.online_average, early=False)
+        self._online = None
         report.seconds = time.monotonic() - started
         return report
 
     def update(self, log: TrainingLog, start: int, end: int) -> None:
         """Learn from events [start, end), which were foreseen already, mixed with replayed older ones."""
         config = self.config
-        self._passes = {}
         self.grow(log)
         self._meet(log, start, end)
         if self._online is None:
@@ -141,28 +131,6 @@ class EncoderTrainer:
                 mixed = Chunks(*(np.concatenate(pair) for pair in zip(new, old.take(drawn), strict=True)))
                 mixed = mixed.take(self._rng.permutation(len(mixed)))
                 self._pass(log, past, mixed, config.online_batch, self._online, self._average, lambda _: 1.0)
-
-    def choose_passes(self, log: TrainingLog, start: int, end: int) -> int:
-        """Go back to where the last fit had made as many passes as paid off on [start, end), which it did not see.
-
-        To be asked before any update. Returns: that number.
-        """
-        self.grow(log)
-        found = {}
-        for passes, tensors in self._passes.items():
-            self._take(log, tensors)
-            found[passes] = gains(self._places(log, start, end))
-        chosen = most_that_pay(found)
-        self._take(log, self._passes[chosen])
-        return chosen
-
-    def _take(self, log: TrainingLog, tensors: dict[str, Tensor]) -> None:
-        """Go on from averaged weights of the last fit."""
-        self.network.text_bias.copy_(self._text_bias)
-        self._load(tensors)
-        self._settle_cold(log, self._fitted)
-        self._average = WeightAverage(self.network, self.config.online_average, early=False)
-        self._online = None
 
     def choose_cold_offset(self, log: TrainingLog, start: int, end: int, *, allowed_loss: float = 0.005) -> float:
         """Take the largest offset for items without events that costs at most this share of nDCG on [start, end).
@@ -302,7 +270,7 @@ class EncoderTrainer:
     def _load(self, tensors: dict[str, Tensor]) -> None:
         with torch.no_grad():
             for name, parameter in self.network.named_parameters():
-                parameter[: len(tensors[name])].copy_(tensors[name])  # items that came since keep their rows
+                parameter.copy_(tensors[name])
 
     # keeping ----------------------------------------------------------------------------------------------------------
 
@@ -401,10 +369,8 @@ class EncoderTrainer:
 
     def ndcg(self, log: TrainingLog, start: int, end: int) -> float:
         """nDCG@10 of the targets among events [start, end) with frozen weights; all items, less those already had."""
-        return mean_ndcg(self._places(log, start, end))
-
-    def _places(self, log: TrainingLog, start: int, end: int) -> npt.NDArray[np.float64]:
-        return places(self.users_before(log, start, end), self.served().item_vectors(log.item_text), log, start, end)
+        found = places(self.users_before(log, start, end), self.served().item_vectors(log.item_text), log, start, end)
+        return mean_ndcg(found)
 
 
 # An optimiser's first estimates of its gradients are poor.

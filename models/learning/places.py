@@ -44,14 +44,8 @@ def places(users: F32, items: F32, log: TrainingLog, start: int, end: int) -> np
 
 def mean_ndcg(found: npt.NDArray[np.float64], cutoff: int = CUTOFF) -> float:
     """nDCG@10 with one relevant item; places that are NaN do not count."""
-    gained = gains(found, cutoff)
-    return float(gained.mean()) if len(gained) else 0.0
-
-
-def gains(found: npt.NDArray[np.float64], cutoff: int = CUTOFF) -> npt.NDArray[np.float64]:
-    """nDCG@10 of each place that is known."""
     known = found[~np.isnan(found)]
-    return np.where(known <= cutoff, 1 / np.log2(1 + known), 0)
+    return float(np.where(known <= cutoff, 1 / np.log2(1 + known), 0).mean()) if len(known) else 0.0
 
 
 def hit_rate(found: npt.NDArray[np.float64], cutoff: int = CUTOFF) -> float:

@@ -35,8 +35,8 @@ from models.learning.reviews import FittedReader, fit_reader
 LEAST_WORTH = 0.05
 # A tenth of it is the first stage; below that no encoder says anything yet.
 LEAST_EVENTS = 500
-# Latest events on which is measured how many passes paid off, and what an offset for new items costs the others.
-UNSEEN_EVENTS = 3_000
+# Latest events on which is measured what an offset for new items costs the others.
+COLD_EVENTS = 3_000
 # Batches whose lists are kept at full precision before they are taken over: bounds memory on a long log.
 TAKEN_AT_ONCE = 8
 # Events whose texts are read in one call: bounds the arrays of a long log.
@@ -133,7 +133,6 @@ class Training:
         options = player.options
         player.options = options._replace(learn=False, publish=False)
         marks = [int(share * end) for share in config.stages]
-        made, most = 0, max(config.epochs)
         for epochs, mark in zip(config.epochs, marks, strict=True):
             fitted_until = player.played
             for _ in player.play_to(mark):
@@ -141,20 +140,13 @@ class Training:
                     self._take(player)
             self._fit_reader(player, mark, needed=mark == end)
             log = self.builder.until(mark)
-            if 0 < fitted_until < mark:
-                # On events that no fit has seen.
-                since = max(fitted_until, mark - UNSEEN_EVENTS)
-                paid = self.encoders.choose_passes(log, since, mark)
-                most = paid if paid < made else max(most, paid)
-                self.report(f"{paid} of {made} passes paid off")
             if 0 < fitted_until < mark < end:
-                # Not before the last fit: the ranker learns from lists that had the offset it is served with.
+                # On events that no fit has seen. Not before the last fit: the ranker learns from lists that had the
+                # offset it is served with.
+                since = max(fitted_until, mark - COLD_EVENTS)
                 self.report(f"offset of new items: {self.encoders.choose_cold_offset(log, since, mark):g}")
-            served = min(epochs, most)
-            # More than paid off the last time, to see whether they do now; behind the end there is nothing to see.
-            made = served if mark == end else min(epochs, 2 * served)
-            fitted = self.encoders.fit(log, mark, epochs=made, served=served)
-            self.report(f"encoder fitted on {mark:,} events, {served} passes, in {fitted.seconds:.0f} s")
+            fitted = self.encoders.fit(log, mark, epochs=epochs)
+            self.report(f"encoder fitted on {mark:,} events in {fitted.seconds:.0f} s")
             self._take(player)
             self._serve(pipeline, CollectingRanker(config.candidates, self.worth()), log.item_text)
             player.options = player.options._replace(examples=True)

@@ -247,41 +247,6 @@ def test_validation_keeps_the_best_check(made: TrainingLog) -> None:
     assert one.ndcg(known, 200, 260) == pytest.approx(report.validation)
 
 
-def test_passes_that_learn_chance_by_heart_are_taken_back() -> None:
-    """Nobody has a taste here, some items are merely chosen more often: whatever else is learned is wrong."""
-    rng = np.random.default_rng(3)
-    events, items = 1_200, 60
-    chance = 1.0 / np.arange(1, items + 1)
-    drawn = rng.choice(items, events, p=chance / chance.sum()).astype(np.int32)
-    made = made_log(users=60, events=events)
-    target = np.zeros(events, np.bool_)
-    target[np.unique(made.user * items + drawn, return_index=True)[1]] = True
-    log = replace(made, item=drawn, target=target, item_text=np.zeros((items, TEXT), np.float32))
-    one = trainer(log)
-    report = one.fit(log, 400, epochs=32, learning_rate=2e-2)
-    by_heart = one.ndcg(log, 400, events)
-    assert one.choose_passes(log, 400, events) < report.epochs
-    assert one.ndcg(log, 400, events) > by_heart
-
-
-def test_passes_that_all_paid_off_leave_the_weights_as_they_are(made: TrainingLog) -> None:
-    one = trainer(made)
-    one.fit(made, 200, epochs=3)
-    before = one.served()
-    assert one.choose_passes(made, 200, 200) == 3  # nothing came since
-    for left, right in zip(before.__dict__.values(), one.served().__dict__.values(), strict=True):
-        np.testing.assert_array_equal(left, right)
-
-
-def test_a_fit_may_make_more_passes_than_it_takes(made: TrainingLog) -> None:
-    one, other = trainer(made), trainer(made)
-    one.fit(made, 200, epochs=4, served=2)
-    other.fit(made, 200, epochs=4)
-    assert one.ndcg(made, 200, 260) != other.ndcg(made, 200, 260)
-    assert one.choose_passes(made, 200, 200) == 4
-    assert one.ndcg(made, 200, 260) == other.ndcg(made, 200, 260)
-
-
 def test_items_without_an_event_have_their_text_and_a_cold_bias(made: TrainingLog) -> None:
     one = trainer(made)
     one.fit(made, 200, epochs=2)
