@@ -23,84 +23,71 @@ class _Graph(GraphBuilder):
         """rows [..., I] times weight [I, O] plus bias [O]."""
         return self.op("Add", self.op("MatMul", rows, self.constant(weight)), self.constant(bias))  # type: ignore[arg-type]
 
-    def value_bucket(self, value: str) -> str:
-        """`models.learning.encoder_weights.value_bucket`: 0 below zero, else 1 + the nearest tenth."""
-        share = self.op("Clip", value, self.constant(0.0), self.constant(1.0))
-        tenth = self.op("Round", self.op("Mul", share, self.constant(float(VALUE_TENTHS))))
-        bucket = self.op("Add", tenth, self.constant(1.0))
-        none = self.op("Less", value, self.constant(0.0))
-        return self.op("Cast", self.op("Where", none, self.constant(0.0), bucket), to=_INT64)
+    def value_and_gap(self, weights: EncoderWeights, value: str, gap: str) -> str:
+        """What value and gap add to an event [..., W], from one table: a lookup and an addition less.
 
-    def gap_bucket(self, gap: str) -> str:
-        """`models.learning.encoder_weights.gap_bucket`: the last one below zero, else the whole part."""
-        whole = self.op("Clip", self.op("Floor", gap), self.constant(0.0), self.constant(float(GAP_POWERS - 1)))
-        first = self.op("Less", gap, self.constant(0.0))
-        return self.op("Cast", self.op("Where", first, self.constant(float(GAP_POWERS)), whole), to=_INT64)
+        Its rows follow the buckets of `models.learning.encoder_weights`, but that of a first event stands before the
+        other gaps, where the whole part of a negative gap falls by itself.
+        """
+        gaps = np.roll(weights.gap, 1, axis=0)
+        table = weights.value[:, None] + gaps  # [value buckets, gap buckets, W]
+        tenths = self.op("Round", self.op("Mul", value, self.constant(float(VALUE_TENTHS))))
+        values = self.op("Clip", tenths, self.constant(-1.0), self.constant(float(VALUE_TENTHS)))  # from -1
+        powers = self.op("Clip", self.op("Floor", gap), self.constant(-1.0), self.constant(float(GAP_POWERS - 1)))
+        rows = self.op("Add", self.op("Mul", values, self.constant(float(len(gaps)))), powers)
+        at = self.op("Cast", self.op("Add", rows, self.constant(float(len(gaps) + 1))), to=_INT64)
+        return self.op("Gather", self.constant(table.reshape(-1, weights.width)), at)
 
     def taken(
         self, weights: EncoderWeights, item: str, text: str, kind: str, value: str, gap: str, sign: str, axis: int
-    ) -> tuple[str, str]:
-        """What each event has to say to the recurrence, and whether it says nothing.
+    ) -> tuple[str, str, str]:
+        """What each event has to say to the gates and to the new state, and whether it says nothing.
 
         Args:
             sign: [...], sign of the strength, 0 for a masked place.
             axis: number of the last axis of `item`.
-        Returns: [..., 3 S], and [..., 1], which is 1 where the state stays as it is and else 0.
+        Returns: [..., 2 S], [..., S], and [..., 1], which is 1 where the state stays as it is and else 0.
         """
         last = self.axes(axis)
         own = self.op("Slice", item, self.axes(0), self.axes(weights.width), last)  # [..., W]
         column = self.op("Unsqueeze", sign, last)  # [..., 1]
 
+        named = self.op("ReduceL1", item, axes=[-1], keepdims=1)  # [..., 1]
+        turned = self.op("Mul", own, column)  # [..., W]
+
         def with_text() -> tuple[str, str]:
             projected = self.op("MatMul", text, self.constant(weights.projection))  # [..., W]
-            scaled = self.op("Mul", projected, self.op("Gather", self.constant(weights.text_scale), kind))
-            return scaled, self.op("ReduceL1", projected, axes=[-1], keepdims=1)
+            told = self.op("Mul", projected, self.op("Gather", self.constant(weights.text_scale), kind))
+            length = self.op("Add", named, self.op("ReduceL1", projected, axes=[-1], keepdims=1))
+            return self.op("Add", turned, told), self.op("Mul", column, self.op("Sign", length))
 
         def without() -> tuple[str, str]:
-            return self.op("ConstantOfShape", self.op("Shape", own)), self.op(
-                "ConstantOfShape", self.op("Shape", column)
-            )
+            return self.op("Identity", turned), self.op("Mul", column, self.op("Sign", named))
 
         # Most events have no text of their own, and its projection would be a quarter of the arithmetic.
         # Of a batch without text the largest number is 0; of one with text it is not, short of a text without a single
         # positive coordinate.
         some = self.op("Not", self.op("Equal", self.op("ReduceMax", text, keepdims=0), self.constant(0.0)))
-        told, length = self.when(some, with_text, without)  # [..., W], [..., 1]
-        named = self.op("ReduceL1", item, axes=[-1], keepdims=1)  # [..., 1]
-        signs = self.op("Mul", column, self.op("Sign", self.op("Add", named, length)))  # [..., 1]
-        # One table for value and gap: a lookup and an addition less.
-        both = weights.value[:, None] + weights.gap  # [value buckets, gap buckets, W]
-        bucket = self.op(
-            "Add",
-            self.op("Mul", self.value_bucket(value), self.constant(len(weights.gap), np.int64)),
-            self.gap_bucket(gap),
-        )
-        parts = [
-            self.op("Mul", own, signs),
-            told,
-            self.op("Gather", self.constant(weights.kind), kind),
-            self.op("Gather", self.constant(both.reshape(-1, weights.width)), bucket),
-        ]
-        x = parts[0]
-        for part in parts[1:]:
+        x, signs = self.when(some, with_text, without)  # [..., W], [..., 1]
+        for part in (self.op("Gather", self.constant(weights.kind), kind), self.value_and_gap(weights, value, gap)):
             x = self.op("Add", x, part)  # [..., W]
         still = self.op("Sub", self.constant(1.0), self.op("Abs", signs))
-        return self.affine(x, weights.take_weight, weights.take_bias), still
+        two = 2 * weights.state_size
+        gates = self.affine(x, weights.take_weight[:, :two], weights.take_bias[:two])
+        return gates, self.affine(x, weights.take_weight[:, two:], weights.take_bias[two:]), still
 
-    def remember(self, weights: EncoderWeights, state: str, taken: str, still: str) -> str:
-        """One step of the recurrence.
+    def remember(self, weights: EncoderWeights, state: str, gates: str, new: str, still: str) -> str:
+        """One step of the recurrence; the sums that products are added to come with them (Gemm), not after.
 
         Args:
-            state, taken, still: [B, S], [B, 3 S], [B, 1].
+            state, gates, new, still: [B, S], [B, 2 S], [B, S], [B, 1].
         Returns: [B, S].
         """
-        thirds = [weights.state_size] * 3
-        reset, update, new = self.split(taken, *thirds)
-        product = self.op("MatMul", state, self.constant(weights.recurrent_weight))  # [B, 3 S]
-        by_reset, by_update, by_new = self.split(product, *thirds)
-        reset = self.op("Sigmoid", self.op("Add", reset, by_reset))
-        update = self.op("Max", self.op("Sigmoid", self.op("Add", update, by_update)), still)
-        past = self.op("Add", by_new, self.constant(weights.recurrent_bias))
+        size = weights.state_size
+        by_gates, by_new = (self.constant(each) for each in np.split(weights.recurrent_weight, [2 * size], axis=1))
+        reset, update = self.split(self.op("Sigmoid", self.op("Gemm", state, by_gates, gates)), size, size)
+        update = self.op("Max", update, still)
+        past = self.op("Gemm", state, by_new, self.constant(weights.recurrent_bias))
         new = self.op("Tanh", self.op("Add", new, self.op("Mul", reset, past)))
         kept = self.op("Mul", update, state)  # exactly the state where update is 1
         return self.op("Add", kept, self.op("Mul", self.op("Sub", self.constant(1.0), update), new))
@@ -145,8 +132,8 @@ def state_size(weights: EncoderWeights) -> int:
 def step_graph(weights: EncoderWeights) -> bytes:
     """One event a row; see the module's docstring."""
     g = _Graph()
-    taken, still = g.taken(weights, "item", "text", "kind", "value", "log2_gap", g.op("Sign", "strength"), axis=1)
-    g.read_out(weights, g.remember(weights, g.stored(weights), taken, still))
+    taken = g.taken(weights, "item", "text", "kind", "value", "log2_gap", g.op("Sign", "strength"), axis=1)
+    g.read_out(weights, g.remember(weights, g.stored(weights), *taken))
     return g.model("step", _inputs(weights, "B"), _outputs(weights))
 
 
@@ -155,7 +142,7 @@ def sequence_graph(weights: EncoderWeights) -> bytes:
     g = _Graph()
     zero, last = g.constant(0.0), g.axes(2)
     shown = g.op("Unsqueeze", "mask", last)  # [B, T, 1]
-    taken, still = g.taken(
+    taken = g.taken(
         weights,
         g.op("Where", shown, "item", zero),
         g.op("Where", shown, "text", zero),
@@ -164,8 +151,8 @@ def sequence_graph(weights: EncoderWeights) -> bytes:
         g.op("Where", "mask", "log2_gap", zero),
         g.op("Sign", g.op("Where", "mask", "strength", zero)),
         axis=2,
-    )  # [B, T, 3 S], [B, T, 1]
-    by_time = [g.op("Transpose", rows, perm=[1, 0, 2]) for rows in (taken, still)]
+    )  # [B, T, 2 S], [B, T, S], [B, T, 1]
+    by_time = [g.op("Transpose", rows, perm=[1, 0, 2]) for rows in taken]
     g.read_out(weights, g.scan(g.stored(weights), by_time, lambda state, *event: g.remember(weights, state, *event)))
     return g.model("sequence", {**_inputs(weights, "B", "T"), "mask": ("B", "T")}, _outputs(weights))
 

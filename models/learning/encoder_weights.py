@@ -23,9 +23,9 @@ GAP_BUCKETS = GAP_POWERS + 1
 
 
 def value_bucket(value: F32) -> npt.NDArray[np.int64]:
-    """0 where there is no value, else 1 + the nearest tenth of the scale."""
-    tenths = np.rint(np.clip(value, 0.0, 1.0) * np.float32(VALUE_TENTHS)).astype(np.int64)
-    return np.where(value < 0, 0, 1 + tenths)
+    """0 where there is no value (a negative one), else 1 + the nearest tenth of the scale."""
+    tenths = np.rint(value * np.float32(VALUE_TENTHS))
+    return 1 + np.clip(tenths, -1, VALUE_TENTHS).astype(np.int64)
 
 
 def gap_bucket(log2_gap: F32) -> npt.NDArray[np.int64]:
