@@ -219,7 +219,7 @@ class ReplayBuffer:
         meta = json.dumps({"thinned": thinned, "offsets": {str(p): offset for p, offset in offsets.items()}})
         try:
             with draft.open("wb") as file:
-                # Records are numbers in half precision: quick compression finds a third, dictionaries nothing.
+                # The quickest compression: a record is nearly all numbers in half precision.
                 pq.write_table(
                     table.replace_schema_metadata({_META: meta.encode()}),
                     file,
