@@ -254,6 +254,13 @@ class Settings(BaseSettings):
     replay_bytes: int = _setting(
         4_294_967_296, "Learning", "Records kept on disk to learn from again.", ge=1_000_000, le=2**50
     )
+    registry_keep: int = _setting(
+        20,
+        "Learning",
+        "Versions that a trainer leaves in the registry, besides those in use; 0 = all. A version is some 25 MB.",
+        ge=0,
+        le=100_000,
+    )
     trainer_metrics_port: int = _setting(
         9465, "Learning", "Port for the trainer's `/metrics` and probes; 0 = any free one.", ge=0, le=65_535
     )

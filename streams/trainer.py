@@ -24,6 +24,7 @@ from models.domain.catalogue import content_hash, content_text
 from models.domain.errors import BundleError, EventDecodeError, RecommenderError
 from models.domain.events import EventContract, Item
 from models.domain.feedback import Record, decode_feedback
+from models.domain.release_log import superfluous
 from streams.health import HealthServer
 from streams.kafka.admin import TopicError, describe_topics
 from streams.kafka.broadcast import BroadcastReader
@@ -220,6 +221,7 @@ class Trainer:
             await self.releases.promote(manifest, by="trainer", reason=done.reason, figures=done.figures)
             await self._in_thread(self.learner.promoted, await self._fetched(version))
             await self._now_champion(version)
+            await self._prune()
         except RecommenderError as error:
             # The champion stays; the next round decides again.
             self.metrics.count_failure("promote")
@@ -239,6 +241,20 @@ class Trainer:
         except RecommenderError as error:
             self.metrics.count_failure("rollback")
             log.error("the champion could not be rolled back: %s", error)
+
+    async def _prune(self) -> None:
+        """Delete what is neither in use nor among the newest: each release leaves another version behind."""
+        keep = self.settings.registry_keep
+        if not keep:
+            return
+        versions = await self._in_thread(self.registry.versions)
+        created = [((await self._in_thread(self.registry.manifest, v)).created_ms, v) for v in versions]
+        doomed = superfluous(self.releases.releases, created, keep)
+        for version in doomed:
+            await self._in_thread(self.registry.delete, version)
+            log.info("deleted from the registry", extra={"version": version})
+        if doomed:
+            await self.releases.remove(doomed)
 
     async def _still_leads(self, consumer: Any) -> bool:
         """Whether the group still counts on this trainer: a commit of one that was replaced is refused."""
