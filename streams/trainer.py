@@ -244,17 +244,21 @@ class Trainer:
 
     async def _prune(self) -> None:
         """Delete what is neither in use nor among the newest: each release leaves another version behind."""
-        keep = self.settings.registry_keep
-        if not keep:
+        if not self.settings.registry_keep:
             return
-        versions = await self._in_thread(self.registry.versions)
-        created = [((await self._in_thread(self.registry.manifest, v)).created_ms, v) for v in versions]
-        doomed = superfluous(self.releases.releases, created, keep)
-        for version in doomed:
-            await self._in_thread(self.registry.delete, version)
-            log.info("deleted from the registry", extra={"version": version})
-        if doomed:
-            await self.releases.remove(doomed)
+        try:
+            created = await self._in_thread(self._stored_versions)
+            doomed = superfluous(self.releases.releases, created, self.settings.registry_keep)
+            for version in doomed:
+                await self._in_thread(self.registry.delete, version)
+                log.info("deleted from the registry", extra={"version": version})
+            if doomed:
+                await self.releases.remove(doomed)
+        except RecommenderError as error:
+            log.warning("old versions stay in the registry until the next release: %s", error)
+
+    def _stored_versions(self) -> list[tuple[int, str]]:
+        return [(self.registry.manifest(version).created_ms, version) for version in self.registry.versions()]
 
     async def _still_leads(self, consumer: Any) -> bool:
         """Whether the group still counts on this trainer: a commit of one that was replaced is refused."""
