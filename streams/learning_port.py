@@ -56,7 +56,7 @@ class OnlineLearner(Protocol):
 
     @property
     def waiting(self) -> int:
-        """Records since the last round."""
+        """Records on disk that wait for the next round."""
         ...
 
     @property

@@ -153,10 +153,11 @@ class Trainer:
                 if self._changed.is_set():
                     await self._adopt_champion()
                 await self._declare()
+                # What is waiting is known once it is on disk: not everything is learned from.
+                if self._unflushed >= self.learner.needed or time.monotonic() - self._flushed > FLUSH_SECONDS:
+                    await self._flush(consumer)
                 if self._due():
                     await self._round(consumer)
-                elif self._unflushed and time.monotonic() - self._flushed > FLUSH_SECONDS:
-                    await self._flush(consumer)
                 self._observe(consumer)
             await self._flush(consumer)
         finally:
@@ -182,8 +183,10 @@ class Trainer:
 
     async def _flush(self, consumer: Any) -> None:
         """On disk first, then committed: a crash between the two reads again what is known already."""
+        if not self._unflushed:
+            return
         self.metrics.count_records(await self._in_thread(self.learner.flush))
-        if self._unflushed and consumer.assignment():
+        if consumer.assignment():
             try:
                 await consumer.commit()
             except KafkaError as error:
@@ -199,7 +202,6 @@ class Trainer:
     # rounds and releases ----------------------------------------------------------------------------------------------
 
     async def _round(self, consumer: Any) -> None:
-        await self._flush(consumer)
         started = time.monotonic()
         done: Round = await self._in_thread(self.learner.round)
         self._rounded = time.monotonic()

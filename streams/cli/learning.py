@@ -144,7 +144,7 @@ class BundleLearner:
 
     @property
     def waiting(self) -> int:
-        return self.trainer.pending + len(self._fresh)
+        return self.trainer.pending
 
     @property
     def needed(self) -> int:
