@@ -27,6 +27,7 @@ from models.encoders.manifest import items_version, read_manifest
 from streams.agents.background import Background
 from streams.agents.catalogue import CatalogueFeed
 from streams.agents.clock import StreamClock
+from streams.agents.considerate import give_memory_back, yield_to_events
 from streams.agents.events import EventRoad
 from streams.agents.filling import Filler
 from streams.agents.index_search import IndexSearch
@@ -156,7 +157,7 @@ class Container:
         self.executor = ThreadPoolExecutor(1, thread_name_prefix="pipeline")
         self.text_executor = ThreadPoolExecutor(1, thread_name_prefix="text")
         # And a third, where the next model is opened while both serve.
-        self.model_executor = ThreadPoolExecutor(1, thread_name_prefix="model")
+        self.model_executor = ThreadPoolExecutor(1, thread_name_prefix="model", initializer=yield_to_events)
         self.stores = make_stores(settings)
         self.lock = asyncio.Lock()
         self.incarnation: dict[str, str] = {}
@@ -342,8 +343,9 @@ class Container:
             for path in self.bundles.iterdir() if self.bundles.is_dir() else ():
                 if VERSION.fullmatch(path.name) and path.name not in kept:
                     shutil.rmtree(path, ignore_errors=True)
+            give_memory_back()
 
-        await asyncio.to_thread(remove)
+        await self.background.run(remove)
 
     # ------------------------------------------------------------------------------------------------------------------
 
