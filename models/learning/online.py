@@ -305,12 +305,13 @@ class OnlineTrainer:
         # A challenger that begins anew begins with this window: described by its former self, which had not seen it.
         if self.challenger is not None and action != "rollback":
             loss = self.challenger.learn(self.log, start, records, lists)
-            if self.challenger.learned >= self.config.refit_growth * self.challenger.events:
+            if self._due_for_refit(self.challenger):
+                config = self.config
                 self.challenger.refit(
                     self.log,
-                    epochs=self.config.refit_epochs,
-                    validation=self.config.validation,
-                    settling=self.config.settling,
+                    epochs=config.refit_epochs,
+                    validation=config.validation,
+                    settling=min(config.settling, len(self.log.log) // 4),
                 )
                 self.evidence.clear()  # it speaks of another one
         return Round(
@@ -327,6 +328,12 @@ class OnlineTrainer:
             evaluation_seconds=evaluated - started,
             training_seconds=time.monotonic() - evaluated,
         )
+
+    def _due_for_refit(self, challenger: Challenger) -> bool:
+        """Whether the log has grown enough, and the challenger been judged: on a short log it would never be, since the
+        log grows by a quarter before there is evidence."""
+        grown = challenger.learned >= self.config.refit_growth * challenger.events
+        return grown and len(self.evidence) >= self.config.gate.least_records
 
     def _decide(self) -> tuple[Action, Decision]:
         config, seed = self.config, self.seed + self.rounds

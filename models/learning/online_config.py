@@ -24,11 +24,12 @@ class OnlineConfig:
     first_stages: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
     first_epochs: tuple[int, ...] = (10, 8, 5, 9)
     refit_growth: float = 0.25
-    """Share of the events that the last whole fit saw, after which as many new ones call for another."""
+    """Share of the events that the last whole fit saw, after which as many new ones call for another: of a challenger
+    that was judged."""
     refit_epochs: int = 9
     settling: int = 2_000
-    """Records that a challenger learns from after a whole fit before it is compared: its ranker has to get to know the
-    new encoder's scores."""
+    """Records that a challenger learns from after a whole fit before it is compared, a quarter of the log at most: its
+    ranker has to get to know the new encoder's scores."""
     validation: float = 0.1
     """Latest share of past lists, on which is chosen how long the ranker trains in a whole fit."""
     candidates: int = 200

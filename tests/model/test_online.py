@@ -11,26 +11,19 @@ import pytest
 
 pytest.importorskip("torch", reason="needs the extra `train`")
 
-from export.learned import open_towers
-from export.ranker_graph import ranker_graph
 from models.domain.batch import Incoming
 from models.domain.events import Interaction
-from models.domain.features import FEATURES, PRESENCE
 from models.domain.feedback import Feedback
-from models.domain.ports import F32, Ranker, UserEncoder
-from models.encoders.ranker import OnnxRanker
-from models.encoders.session import CPU, open_session
 from models.learning.checkpoint import CheckpointError
-from models.learning.contenders import Challenger, Serving
-from models.learning.encoder_weights import EncoderWeights
+from models.learning.contenders import Challenger
 from models.learning.feedback_log import FeedbackLog
 from models.learning.gate import GateRule, WatchRule
 from models.learning.lists import Lists
 from models.learning.online import OnlineTrainer, Round
 from models.learning.online_config import OnlineConfig
 from models.learning.ranker_trainer import RankerConfig
-from models.learning.ranker_weights import RankerWeights
 from models.learning.training_state import TrainingState
+from streams.cli.training import serving
 from tests.domain.helpers import (
     OPTIONS,
     WIDTH,
@@ -62,19 +55,6 @@ CONFIG = OnlineConfig(
     gate=GateRule(promote=0.9, least_records=100),
     watch=WatchRule(least_records=100),
 )
-
-
-def serving() -> Serving:
-    def encoder(weights: EncoderWeights, item_ids: Sequence[str]) -> UserEncoder:
-        return open_towers(weights, item_ids, KINDS)[0]
-
-    def ranker(weights: RankerWeights, candidates: int, worth: F32) -> Ranker:
-        session = open_session("ranker", ranker_graph(weights, PRESENCE), [CPU], 1)
-        return OnnxRanker(
-            session, features=FEATURES, initial_weights=None, candidates=candidates, source_weights=worth.tolist()
-        )
-
-    return Serving(encoder, ranker)
 
 
 def events(count: int, seed: int = 0) -> list[Interaction]:
