@@ -25,9 +25,9 @@ class TrainerMetrics(MetricSet):
             "trainer_round_seconds", "Time of a round: compare, decide, train.", ROUND_BUCKETS
         )
         self._decisions = self._counter("trainer_decisions", "Rounds by what was decided.", "decision")
-        self._loss = self._gauge("trainer_loss", "Mean loss of the last round, nats.", "network")
+        self._loss = self._gauge("trainer_loss", "Mean loss of the encoder over the last round, nats.")
         self._ndcg = self._gauge(
-            "trainer_ndcg_at_10", "nDCG@10 on the records since the last decision, before training on them.", "model"
+            "trainer_ndcg_at_10", "nDCG@10 on the newest round's records, before training on them.", "model"
         )
         self._margin = self._gauge("trainer_margin", "Challenger's nDCG@10 less the champion's, on the same records.")
         self._margin_low = self._gauge("trainer_margin_low", "Lower end of the margin's 95% interval by user.")
@@ -56,8 +56,9 @@ class TrainerMetrics(MetricSet):
     def observe_round(self, decision: str, seconds: float, figures: Mapping[str, float]) -> None:
         """
         Args:
-            figures: of the round, by name: `challenger_ndcg_at_10`, `champion_ndcg_at_10`, `margin`, `margin_low`,
-                `margin_high`, `compared`, `encoder_loss`, `ranker_loss`; those that are not there keep their value.
+            figures: of the round, by name: `served_ndcg_at_10`, `champion_ndcg_at_10`, `challenger_ndcg_at_10`,
+                `margin`, `margin_low`, `margin_high`, `compared`, `encoder_loss`; those that are not there keep their
+                value.
         """
         self._decisions.labels(decision).inc()
         self._round.observe(seconds)
@@ -72,9 +73,8 @@ class TrainerMetrics(MetricSet):
         for model in ("served", "champion", "challenger"):
             if f"{model}_ndcg_at_10" in figures:
                 self._ndcg.labels(model).set(figures[f"{model}_ndcg_at_10"])
-        for network in ("encoder", "ranker"):
-            if f"{network}_loss" in figures:
-                self._loss.labels(network).set(figures[f"{network}_loss"])
+        if "encoder_loss" in figures:
+            self._loss.set(figures["encoder_loss"])
 
     def set_buffer(self, records: int, size: int) -> None:
         self._buffer.set(records)

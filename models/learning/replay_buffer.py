@@ -147,26 +147,6 @@ class ReplayBuffer:
             if segment.number > number:
                 yield segment.number, _decoded(self._read(segment, ["record"]).column("record"))
 
-    def sample(self, count: int, rng: np.random.Generator, *, half_life: float) -> list[Feedback]:
-        """Draw records without repetition, newer ones rather, in order of arrival; no user beyond his share.
-
-        Args:
-            half_life: a record so many records older than another is drawn half as often.
-        """
-        tables = [self._read(segment, ["user_id"]) for segment in self._segments]
-        users = [user for table in tables for user in table.column("user_id").to_pylist()]
-        if not users:
-            return []
-        drawn = set(draw(users, count, rng, half_life=half_life, user_share=self.user_share).tolist())
-        found: list[Feedback] = []
-        first = 0
-        for segment, table in zip(self._segments, tables, strict=True):
-            own = [row for row in range(table.num_rows) if first + row in drawn]
-            first += table.num_rows
-            if own:
-                found += _decoded(self._read(segment, ["record"]).column("record").take(pa.array(own, pa.int64())))
-        return found
-
     def forget(self, user_id: str, until_ms: int) -> int:
         """Remove what the user did at or before that time. Returns: how many records.
 
@@ -241,25 +221,6 @@ class ReplayBuffer:
 
     def _path(self, number: int) -> Path:
         return self.directory / f"{number:012d}{_SUFFIX}"
-
-
-def draw(
-    users: Sequence[str], count: int, rng: np.random.Generator, *, half_life: float, user_share: float
-) -> npt.NDArray[np.int64]:
-    """Places of records drawn without repetition, ascending.
-
-    Args:
-        users: of each record, oldest first.
-        user_share: beyond this share of all records a user's are drawn as if he had no more than that.
-    """
-    age = np.arange(len(users) - 1, -1, -1)
-    _, user = np.unique(np.asarray(users), return_inverse=True)
-    own = np.bincount(user)[user] / len(users)
-    log_weight = -age / half_life * np.log(2.0) - np.log(np.maximum(own / user_share, 1.0))
-    # The largest of log weight + Gumbel noise are a draw without repetition.
-    keys = log_weight + rng.gumbel(size=len(users))
-    order = np.argsort(-keys, kind="stable")
-    return np.sort(order[:count])
 
 
 def useful(users: Sequence[str], with_candidates: npt.NDArray[np.bool_], user_share: float) -> npt.NDArray[np.bool_]:

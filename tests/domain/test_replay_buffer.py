@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip("pyarrow", reason="needs the extra `train` or `demo`")
 
 from models.domain.feedback import FEEDBACK_VERSION, Candidates, Feedback, pack_features
-from models.learning.replay_buffer import ReplayBuffer, draw, useful
+from models.learning.replay_buffer import ReplayBuffer, useful
 
 FEATURES = np.random.default_rng(0).normal(size=(20, 54))
 
@@ -139,29 +139,6 @@ def test_of_a_thinned_segment_stay_lists_to_learn_from_and_of_a_heavy_user_his_n
     users = ["heavy"] * 8 + ["a", "b"]
     kept = useful(users, np.array([True] * 9 + [False]), 0.3)
     assert np.flatnonzero(kept).tolist() == [5, 6, 7, 8]
-
-
-def test_draws_prefer_what_is_new_and_no_user_beyond_his_share() -> None:
-    users = [f"u{n}" for n in range(500)] + ["robot"] * 9_500
-    rng = np.random.default_rng(0)
-    drawn = draw(users, 400, rng, half_life=1e9, user_share=0.05)
-    assert len(set(drawn.tolist())) == 400
-    robot = np.mean([users[at] == "robot" for at in drawn])
-    assert 0.2 < robot < 0.6, "a twentieth of all counts for him, as do as many of all others: about half"
-    recent = draw([f"u{n}" for n in range(1_000)], 100, rng, half_life=100, user_share=0.1)
-    assert np.median(recent) > 800
-
-
-def test_samples_come_in_order_and_hold_whole_records(tmp_path: Path) -> None:
-    buffer = ReplayBuffer(tmp_path)
-    for n in range(0, 30, 10):
-        buffer.append([record(n + k, f"u{k}") for k in range(10)], {0: n})
-    drawn = buffer.sample(12, np.random.default_rng(1), half_life=20)
-    assert len(drawn) == 12
-    assert [each.event_time_ms for each in drawn] == sorted(each.event_time_ms for each in drawn)
-    assert all(each == record(each.event_time_ms, each.user_id) for each in drawn)
-    assert len(buffer.sample(100, np.random.default_rng(1), half_life=20)) == 30
-    assert ReplayBuffer(tmp_path / "empty").sample(3, np.random.default_rng(0), half_life=20) == []
 
 
 def test_a_forgotten_users_records_are_gone_from_the_disk(tmp_path: Path) -> None:
