@@ -84,7 +84,6 @@ class Trainer:
         self.releases = ReleaseLog(self.connection, self.names.models, self.publisher)
         # One thread: learner and registry are used one after the other.
         self.executor = ThreadPoolExecutor(1, thread_name_prefix="trainer")
-        self.failure: BaseException | None = None
         self.ready = False
         self.leads = False
         self._items: dict[str, Item] = {}
@@ -102,7 +101,8 @@ class Trainer:
             host=settings.metrics_host,
             port=settings.trainer_metrics_port,
             readiness={"started": self._check_started},
-            liveness=lambda: None if self.failure is None else str(self.failure),
+            # A trainer that cannot go on ends by itself; a round may take as long as it takes.
+            liveness=lambda: None,
         )
 
     async def run(self) -> None:
@@ -202,6 +202,8 @@ class Trainer:
     # rounds and releases ----------------------------------------------------------------------------------------------
 
     async def _round(self, consumer: Any) -> None:
+        # Whoever releases commits: by then everything that was read must be on disk.
+        await self._flush(consumer)
         started = time.monotonic()
         done: Round = await self._in_thread(self.learner.round)
         self._rounded = time.monotonic()
