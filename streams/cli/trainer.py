@@ -7,7 +7,15 @@ from pathlib import Path
 
 import typer
 
-from streams.cli.common import fail, resolve_bundle, run_async, stop_on_signals, use_one_blas_thread, with_settings
+from streams.cli.common import (
+    fail,
+    keep_status,
+    resolve_bundle,
+    run_async,
+    stop_on_signals,
+    use_one_blas_thread,
+    with_settings,
+)
 from streams.settings import Settings
 
 # As the worker's: something broke that a new start may cure.
@@ -51,7 +59,10 @@ def trainer(settings: Settings) -> None:
     from streams.trainer import TrainerError
 
     try:
-        run_async(_serve(settings, resolve_bundle(settings)))
+        try:
+            run_async(_serve(settings, resolve_bundle(settings)))
+        finally:
+            keep_status()
     except (TrainerError, BroadcastError, PublishError) as error:
         fail(str(error))
         raise typer.Exit(EXIT_BROKEN) from error

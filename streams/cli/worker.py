@@ -8,7 +8,15 @@ from pathlib import Path
 import typer
 
 from models.domain.errors import StoreError
-from streams.cli.common import fail, resolve_bundle, run_async, stop_on_signals, use_one_blas_thread, with_settings
+from streams.cli.common import (
+    fail,
+    keep_status,
+    resolve_bundle,
+    run_async,
+    stop_on_signals,
+    use_one_blas_thread,
+    with_settings,
+)
 from streams.settings import Settings
 
 # The chunk in work, the last commit and leaving the group take 2 s; supervisors kill after 5 s at the earliest.
@@ -57,7 +65,10 @@ def worker(settings: Settings) -> None:
     from streams.kafka.publisher import PublishError
 
     try:
-        run_async(_serve(settings, resolve_bundle(settings)))
+        try:
+            run_async(_serve(settings, resolve_bundle(settings)))
+        finally:
+            keep_status()
     except (WorkerError, WorkerCrashedError, BroadcastError, PublishError) as error:
         fail(str(error))
         raise typer.Exit(EXIT_BROKEN) from error
