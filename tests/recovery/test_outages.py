@@ -25,12 +25,22 @@ BROKER_AWAY_SECONDS, STORE_AWAY_SECONDS = 10.0, 20.0
 pytestmark = [pytest.mark.recovery, pytest.mark.integration]
 
 
-async def feed(deployed: Deployment, events: Sequence[dict[str, Any]], per_second: float) -> None:
-    """Publish at a rate; what could not be sent for a while follows at once."""
+async def feed(
+    deployed: Deployment, events: Sequence[dict[str, Any]], per_second: float, enough: asyncio.Event | None = None
+) -> int:
+    """Publish at a rate; what could not be sent for a while follows at once.
+
+    Args:
+        enough: ends it early.
+    Returns: how many of the events were sent.
+    """
     step = 50
     for start in range(0, len(events), step):
+        if enough is not None and enough.is_set():
+            return start
         await deployed.send_events(events[start : start + step])
         await asyncio.sleep(step / per_second)
+    return len(events)
 
 
 async def test_the_broker_goes_away_for_ten_seconds_and_then_the_index_for_twenty(
@@ -80,12 +90,15 @@ async def test_the_broker_goes_away_for_ten_seconds_and_then_the_index_for_twent
 
 
 async def test_a_second_worker_joins_and_leaves_under_load_by_stop_and_by_kill(deployed: Deployment) -> None:
-    events = make_events(12_000)
+    # More than are needed: how long a second worker takes to start is the machine's affair, and events must not end
+    # before it works.
+    events = make_events(80_000)
     store = deployed.store()
     store.start()
     await store.until_ready()
     first = await deployed.started("first", store=store)
-    feeding = asyncio.create_task(feed(deployed, events, 700))
+    enough = asyncio.Event()
+    feeding = asyncio.create_task(feed(deployed, events, 700, enough))
     second = deployed.worker("second", store=store)
     for leave in (second.stop, second.kill):
         second.start()
@@ -93,7 +106,8 @@ async def test_a_second_worker_joins_and_leaves_under_load_by_stop_and_by_kill(d
         await until(lambda: second.metric("streamrec_events_total", outcome="folded") > 200, "the second one works")
         assert first.running
         leave()
-    await feeding
+    enough.set()
+    events = events[: await feeding]
     await until_consumed([first], deployed)
     first.stop()
     store.stop()
