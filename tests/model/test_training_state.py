@@ -142,13 +142,13 @@ def test_a_bundle_carries_it_for_trainers_alone_and_is_the_same_version_without_
     assert manifest.version == read_manifest(plain).version
     assert manifest.training == TRAINING
     assert TRAINING not in manifest.files()
-    assert TRAINING not in read_files(whole, manifest)
-    found = TrainingState.decode(read_files(whole, manifest, training=True)[TRAINING])
+    assert TRAINING not in read_files(whole, manifest, manifest.files())
+    found = TrainingState.decode(read_files(whole, manifest, [TRAINING])[TRAINING])
     assert found.item_ids == state.item_ids
     (whole / TRAINING).write_bytes(b"damaged")
     assert load_bundle(whole).version == manifest.version, "a worker does not look at it"
     with pytest.raises(BundleError, match="damaged"):
-        read_files(whole, manifest, training=True)
+        read_files(whole, manifest, [TRAINING])
     (whole / TRAINING).unlink()
     assert load_bundle(whole).version == manifest.version, "nor need it be there"
 
