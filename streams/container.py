@@ -23,7 +23,7 @@ from models.domain.pipeline import Pipeline, untimed
 from models.domain.ports import Stores, UserStore
 from models.domain.releases import Release
 from models.encoders.bundle import Bundle, load_bundle
-from models.encoders.manifest import items_version, read_manifest
+from models.encoders.manifest import Dimensions, items_version, read_manifest
 from streams.agents.background import Background
 from streams.agents.catalogue import CatalogueFeed
 from streams.agents.clock import StreamClock
@@ -38,7 +38,7 @@ from streams.agents.serving import Model, Serving
 from streams.agents.statistics import StatisticsFeed
 from streams.agents.switching import Switcher, is_final
 from streams.agents.users import UserStates
-from streams.kafka.admin import TopicError, describe_topics, topic_ids
+from streams.kafka.admin import TopicError, require_topics, topic_ids
 from streams.kafka.broadcast import BroadcastReader
 from streams.kafka.connection import KafkaConnection
 from streams.kafka.publisher import Publisher
@@ -85,21 +85,23 @@ def make_stores(settings: Settings) -> Stores:
     )
 
 
-def read_bundle(settings: Settings, path: Path, served: Bundle | None = None) -> Bundle:
+def read_bundle(
+    settings: Settings, path: Path, sizes: Dimensions | None = None, text_from: Bundle | None = None
+) -> Bundle:
     """
     Args:
-        served: a bundle that this one is to replace: it must fit the same stores, and may share the text encoder.
+        sizes: that the stores have; None accepts any.
+        text_from: a bundle whose text encoder may serve this one too.
     Raises: BundleError.
     """
-    encoder = None if served is None else served.user_encoder
     bundle = load_bundle(
         path,
         settings.execution_providers,
         settings.onnx_threads,
         features=FEATURES,
-        dimension=None if encoder is None else encoder.dimension,
-        state_size=None if encoder is None else encoder.state_size,
-        text_from=served,
+        dimension=None if sizes is None else sizes.item,
+        state_size=None if sizes is None else sizes.state,
+        text_from=text_from,
     )
     # The compiled passes fill in the base features, or all of them; another width they would write past.
     own, adaptive = len(bundle.ranker.features), bundle.ranker.initial_weights is not None
@@ -298,7 +300,7 @@ class Container:
 
     async def _opened(self, path: Path, served: Bundle | None) -> Bundle:
         def work() -> Bundle:
-            bundle = read_bundle(self.settings, path, served)
+            bundle = read_bundle(self.settings, path, None if served is None else served.manifest.dimensions, served)
             warm_up(bundle, self.options)
             return bundle
 
@@ -351,12 +353,7 @@ class Container:
 
     async def check_topics(self) -> None:
         """Read partition counts and incarnations. Raises: TopicError naming what is missing or wrong."""
-        report = await describe_topics(self.connection, self.specs)
-        if report.missing:
-            raise TopicError(
-                f"topics {', '.join(report.missing)} do not exist: run `streamrec topics create`",
-                topic=report.missing[0],
-            )
+        report = await require_topics(self.connection, self.specs)
         counts = {topic: report.partitions[topic] for topic in (self.names.events, self.names.requests)}
         if len(set(counts.values())) > 1:
             # A user's events and requests must reach the same worker; Kafka assigns topics of equal size alike.

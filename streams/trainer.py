@@ -26,7 +26,7 @@ from models.domain.events import EventContract, Item
 from models.domain.feedback import Record, decode_feedback
 from models.domain.release_log import superfluous
 from streams.health import HealthServer
-from streams.kafka.admin import TopicError, describe_topics
+from streams.kafka.admin import require_topics
 from streams.kafka.broadcast import BroadcastReader
 from streams.kafka.connection import KafkaConnection
 from streams.kafka.publisher import Publisher
@@ -346,11 +346,7 @@ class Trainer:
 
     async def _check_topics(self) -> None:
         needed = {self.names.feedback, self.names.models, self.names.items}
-        report = await describe_topics(self.connection, topic_specs(self.names))
-        if missing := sorted(needed & set(report.missing)):
-            raise TopicError(
-                f"topics {', '.join(missing)} do not exist: run `streamrec topics create`", topic=missing[0]
-            )
+        await require_topics(self.connection, [spec for spec in topic_specs(self.names) if spec.name in needed])
 
     def _observe(self, consumer: Any) -> None:
         self.metrics.set_buffer(*self.learner.buffered)

@@ -98,14 +98,6 @@ def stop_on_signals(stop: Callable[[], object]) -> None:
         loop.add_signal_handler(number, stop)
 
 
-def keep_status() -> None:
-    """From here on the process ends by itself, with a status that says why: a signal that comes now must not replace
-    it. (The loop's handlers are gone with the loop.)
-    """
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
-
-
 async def until_stopped(work: Coroutine[Any, Any, object]) -> None:
     """Run `work` to its end, or until a signal asks to end: then it is cancelled, and that is no failure."""
     task = asyncio.ensure_future(work)

@@ -247,18 +247,9 @@ def _open(settings: Settings, directory: Path, served: Manifest | None) -> Manif
         served: manifest of what is served now, whose sizes the stores have; None where nobody knows.
     Raises: BundleError.
     """
-    from models.domain.features import FEATURES
-    from models.encoders.bundle import load_bundle
+    from streams.container import read_bundle
 
-    sizes = None if served is None else served.dimensions
-    return load_bundle(
-        directory,
-        settings.execution_providers,
-        settings.onnx_threads,
-        features=FEATURES,
-        dimension=None if sizes is None else sizes.item,
-        state_size=None if sizes is None else sizes.state,
-    ).manifest
+    return read_bundle(settings, directory, None if served is None else served.dimensions).manifest
 
 
 def _served(settings: Settings, registry: Registry, releases: Releases) -> Manifest | None:

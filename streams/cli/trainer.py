@@ -2,26 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 
 import typer
 
-from streams.cli.common import (
-    fail,
-    keep_status,
-    resolve_bundle,
-    run_async,
-    stop_on_signals,
-    use_one_blas_thread,
-    with_settings,
-)
+from streams.cli.common import resolve_bundle, use_one_blas_thread, with_settings
+from streams.cli.service import run_service, run_until_stopped, stop_event
 from streams.settings import Settings
-
-# As the worker's: something broke that a new start may cure.
-EXIT_BROKEN = 1
-# A round is not cut short: what it wrote is whole, and the next start goes on from the last one that ended.
-STOP_SECONDS = 4.5
 
 app = typer.Typer()
 
@@ -51,29 +38,12 @@ def trainer(settings: Settings) -> None:
     settings, bundle, topics or services have to be changed first.
     """
     use_one_blas_thread()
-    from aiokafka.errors import KafkaError
-
-    from streams.kafka.admin import TopicError
     from streams.kafka.broadcast import BroadcastError
     from streams.kafka.publisher import PublishError
     from streams.trainer import TrainerError
 
-    try:
-        try:
-            run_async(_serve(settings, resolve_bundle(settings)))
-        finally:
-            keep_status()
-    except (TrainerError, BroadcastError, PublishError) as error:
-        fail(str(error))
-        raise typer.Exit(EXIT_BROKEN) from error
-    except TopicError as error:
-        if error.topic:
-            raise
-        fail(str(error))
-        raise typer.Exit(EXIT_BROKEN) from error
-    except (KafkaError, OSError) as error:
-        fail(f"Kafka at {settings.kafka_bootstrap_servers}: {error!r}")
-        raise typer.Exit(EXIT_BROKEN) from error
+    broken = TrainerError, BroadcastError, PublishError
+    run_service(settings, lambda: _serve(settings, resolve_bundle(settings)), *broken)
 
 
 async def _serve(settings: Settings, bundle: Path) -> None:
@@ -83,8 +53,7 @@ async def _serve(settings: Settings, bundle: Path) -> None:
     from streams.container import pipeline_options, read_bundle
     from streams.trainer import Trainer
 
-    stop = asyncio.Event()
-    stop_on_signals(stop.set)
+    stop = stop_event()
     learner = BundleLearner(
         settings.data_dir / "trainer",
         pipeline_options(settings, EventContract(settings.interaction_strengths)),
@@ -92,14 +61,5 @@ async def _serve(settings: Settings, bundle: Path) -> None:
         config=OnlineConfig(window=settings.trainer_round_records),
         replay_bytes=settings.replay_bytes,
     )
-    running = asyncio.create_task(Trainer(settings, learner, bundle, stop).run(), name="trainer")
-    asked = asyncio.create_task(stop.wait())
-    await asyncio.wait({running, asked}, return_when=asyncio.FIRST_COMPLETED)
-    asked.cancel()
-    if not running.done():
-        await asyncio.wait({running}, timeout=STOP_SECONDS)
-    if not running.done():
-        running.cancel()
-        await asyncio.wait({running})
-    if not running.cancelled():
-        running.result()
+    # A round that is cut short leaves what it wrote whole: the next start goes on from the last one that ended.
+    await run_until_stopped(Trainer(settings, learner, bundle, stop).run(), stop, "trainer")

@@ -2,27 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 
 import typer
 
-from models.domain.errors import StoreError
-from streams.cli.common import (
-    fail,
-    keep_status,
-    resolve_bundle,
-    run_async,
-    stop_on_signals,
-    use_one_blas_thread,
-    with_settings,
-)
+from streams.cli.common import resolve_bundle, use_one_blas_thread, with_settings
+from streams.cli.service import STOP_SECONDS, run_service, run_until_stopped, stop_event
 from streams.settings import Settings
-
-# The chunk in work, the last commit and leaving the group take 2 s; supervisors kill after 5 s at the earliest.
-STOP_SECONDS = 4.5
-# Something broke that a new start may cure (2 = settings, files or services have to be changed first).
-EXIT_BROKEN = 1
 
 app = typer.Typer()
 
@@ -56,49 +42,20 @@ def worker(settings: Settings) -> None:
     first.
     """
     use_one_blas_thread()
-    from aiokafka.errors import KafkaError
-
     from streams.container import WorkerError
-    from streams.kafka.admin import TopicError
     from streams.kafka.broadcast import BroadcastError
     from streams.kafka.faust_app import WorkerCrashedError
     from streams.kafka.publisher import PublishError
 
-    try:
-        try:
-            run_async(_serve(settings, resolve_bundle(settings)))
-        finally:
-            keep_status()
-    except (WorkerError, WorkerCrashedError, BroadcastError, PublishError) as error:
-        fail(str(error))
-        raise typer.Exit(EXIT_BROKEN) from error
-    except (StoreError, TopicError) as error:
-        # An embedded store that another process has, a topic that is missing: nothing that a new start cures.
-        if not error.retryable if isinstance(error, StoreError) else error.topic:
-            raise
-        fail(str(error))
-        raise typer.Exit(EXIT_BROKEN) from error
-    except (KafkaError, OSError) as error:
-        fail(f"Kafka at {settings.kafka_bootstrap_servers}: {error!r}")
-        raise typer.Exit(EXIT_BROKEN) from error
+    broken = WorkerError, WorkerCrashedError, BroadcastError, PublishError
+    run_service(settings, lambda: _serve(settings, resolve_bundle(settings)), *broken)
 
 
 async def _serve(settings: Settings, bundle: Path) -> None:
     from streams.app import Worker
 
-    stop = asyncio.Event()
-    stop_on_signals(stop.set)
+    stop = stop_event()
     worker = Worker(settings, bundle, stop)
-    running = asyncio.create_task(worker.run(), name="worker")
-    asked = asyncio.create_task(stop.wait())
-    await asyncio.wait({running, asked}, return_when=asyncio.FIRST_COMPLETED)
-    asked.cancel()
     # What is not consuming yet waits for Kafka, for the store or for a long topic, and looks at no event: it is cut
     # short.
-    if not running.done():
-        await asyncio.wait({running}, timeout=STOP_SECONDS if worker.app is not None else 0)
-    if not running.done():
-        running.cancel()
-        await asyncio.wait({running})
-    if not running.cancelled():
-        running.result()
+    await run_until_stopped(worker.run(), stop, "worker", lambda: STOP_SECONDS if worker.app is not None else 0)

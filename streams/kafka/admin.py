@@ -108,6 +108,16 @@ async def describe_topics(connection: KafkaConnection, specs: Sequence[TopicSpec
         return await _compare(admin, specs)
 
 
+async def require_topics(connection: KafkaConnection, specs: Sequence[TopicSpec]) -> TopicReport:
+    """Compare the topics as `describe_topics` does. Raises: TopicError, also where one of them is missing."""
+    report = await describe_topics(connection, specs)
+    if report.missing:
+        raise TopicError(
+            f"topics {', '.join(report.missing)} do not exist: run `streamrec topics create`", topic=report.missing[0]
+        )
+    return report
+
+
 async def partition_counts(connection: KafkaConnection, topics: Sequence[str]) -> dict[str, int]:
     """Number of partitions of each of the topics that exist. Raises: TopicError when the cluster does not answer."""
     async with _admin(connection) as admin:
