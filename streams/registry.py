@@ -10,7 +10,7 @@ import logging
 import os
 import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -100,6 +100,18 @@ class Registry:
             raise RegistryError(str(error), retryable=False) from error
         if found.version != version:
             raise RegistryError(f"{self._where}/{version} holds {found.version}", retryable=False)
+        return found
+
+    def manifests(self, damaged: Callable[[RegistryError], object]) -> list[Manifest]:
+        """Of every version; where something lies there that is no manifest of it, `damaged` is told."""
+        found = []
+        for version in self.versions():
+            try:
+                found.append(self.manifest(version))
+            except RegistryError as error:
+                if error.retryable:
+                    raise
+                damaged(error)
         return found
 
     def read(self, manifest: Manifest, name: str) -> bytes:

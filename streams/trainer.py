@@ -25,6 +25,7 @@ from models.domain.errors import BundleError, EventDecodeError, RecommenderError
 from models.domain.events import EventContract, Item
 from models.domain.feedback import Record, decode_feedback
 from models.domain.release_log import superfluous
+from models.encoders.manifest import read_manifest
 from streams.health import HealthServer
 from streams.kafka.admin import require_topics
 from streams.kafka.broadcast import BroadcastReader
@@ -221,8 +222,10 @@ class Trainer:
             version = await self._in_thread(self.registry.publish, bundle)
             if not await self._still_leads(consumer):
                 return
-            manifest = await self._in_thread(self.registry.manifest, version)
-            await self.releases.promote(manifest, by="trainer", reason=done.reason, figures=done.figures)
+            await self.releases.promote(read_manifest(bundle), by="trainer", reason=done.reason, figures=done.figures)
+            place = self.directory / "bundles" / version
+            if not place.exists():  # what was just written is not downloaded
+                bundle.rename(place)
             await self._in_thread(self.learner.promoted, await self._fetched(version))
             await self._now_champion(version)
             await self._prune()
@@ -262,7 +265,9 @@ class Trainer:
             log.warning("old versions stay in the registry until the next release: %s", error)
 
     def _stored_versions(self) -> list[tuple[int, str]]:
-        return [(self.registry.manifest(version).created_ms, version) for version in self.registry.versions()]
+        """(created_ms, version) of what is whole: a damaged one keeps nothing else from being deleted."""
+        whole = self.registry.manifests(lambda error: log.warning("left in the registry: %s", error))
+        return [(manifest.created_ms, manifest.version) for manifest in whole]
 
     async def _still_leads(self, consumer: Any) -> bool:
         """Whether the group still counts on this trainer: a commit of one that was replaced is refused."""
@@ -325,13 +330,13 @@ class Trainer:
     async def _declare(self) -> None:
         """Encode the texts of items that came or changed and tell the learner of them."""
         while self._items and not self.stop.is_set():
-            batch = [self._items.pop(item_id) for item_id in list(self._items)[:ENCODE_BATCH]]
-            new = [item for item in batch if self._hashes.get(str(item.item_id)) != content_hash(item)]
+            batch = {item_id: self._items.pop(item_id) for item_id in list(self._items)[:ENCODE_BATCH]}
+            hashes = {item_id: content_hash(item) for item_id, item in batch.items()}
+            new = [item_id for item_id in batch if self._hashes.get(item_id) != hashes[item_id]]
             if not new:
                 continue
-            ids, texts = [str(item.item_id) for item in new], [content_text(item) for item in new]
-            await self._in_thread(self.learner.declare, ids, texts)
-            self._hashes |= {str(item.item_id): content_hash(item) for item in new}
+            await self._in_thread(self.learner.declare, new, [content_text(batch[item_id]) for item_id in new])
+            self._hashes |= hashes
 
     async def _on_releases(self, records: Sequence[Any]) -> None:
         if self.releases.read(records) and self.ready:
@@ -342,7 +347,7 @@ class Trainer:
     # parts ------------------------------------------------------------------------------------------------------------
 
     async def _in_thread(self, work: Callable[..., T], *arguments: Any) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self.executor, partial(work, *arguments))
+        return await asyncio.get_running_loop().run_in_executor(self.executor, work, *arguments)
 
     async def _check_topics(self) -> None:
         needed = {self.names.feedback, self.names.models, self.names.items}

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import get_args
 
+from streams.learning_port import Decision
 from streams.metric_base import MetricSet
 
 # An update of a thousand records takes seconds, a first fit of a long buffer minutes.
 ROUND_BUCKETS = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0, 180.0, 600.0, 1_800.0)
 # `known`: told before; `refused`: beyond a user's share; `remembered`: of before the champion's fit.
 RECORDS = ("taken", "known", "refused", "remembered", "bad")
-DECISIONS = ("first", "promote", "keep", "discard", "rollback")
+DECISIONS: tuple[str, ...] = get_args(Decision)
 
 
 class TrainerMetrics(MetricSet):

@@ -84,6 +84,12 @@ class Releases:
             return "candidate" if champion is None else "retired"
         return found.state
 
+    def in_use(self) -> set[str]:
+        """The champion, the one before it, and the one that a rollback goes to."""
+        champion = self.champion
+        used = (champion.version, champion.previous, self.former()) if champion is not None else ()
+        return {version for version in used if version is not None}
+
     def former(self) -> str | None:
         """The version that a rollback goes to: the champion before, or where that one was itself rolled back the
         one that was retired last. None where there is none."""
@@ -138,9 +144,7 @@ def superfluous(releases: Releases, created: Iterable[tuple[int, str]], keep: in
         created: (created_ms, version) of every version in the registry.
     Returns: the oldest first.
     """
-    champion = releases.champion
-    kept = {releases.former(), *((champion.version, champion.previous) if champion is not None else ())}
-    others = sorted(each for each in created if each[1] not in kept)
+    others = sorted(each for each in created if each[1] not in releases.in_use())
     return [version for _, version in (others[:-keep] if keep else others)]
 
 

@@ -241,15 +241,5 @@ class LogBuilder:
         """The log as it was before event `end`: nothing in it is from later."""
         log = self._log
         items = int(self._items_after[end - 1]) if end else self._declared
-        return replace(
-            log,
-            user=log.user[:end],
-            item=log.item[:end],
-            kind=log.kind[:end],
-            strength=log.strength[:end],
-            value=log.value[:end],
-            time_ms=log.time_ms[:end],
-            text=log.text[:end],
-            target=log.target[:end],
-            item_text=log.item_text[:items],
-        )
+        events = {name: getattr(log, name)[:end] for name in EventRows.COLUMNS}
+        return replace(log, **events, item_text=log.item_text[:items])

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from models.domain.release_log import Releases
-from streams.registry import Registry, RegistryError
+from streams.registry import Registry
 
 
 class Row(msgspec.Struct, frozen=True):
@@ -29,16 +29,10 @@ def version_rows(registry: Registry, releases: Releases) -> list[Row]:
     rows: dict[str, Row] = {}
     for version, entry in releases.entries.items():
         rows[version] = _row(version, releases, entry.parent, entry.created_ms, entry.metrics, in_registry=False)
-    for version in in_use(releases) - rows.keys():
+    for version in releases.in_use() - rows.keys():
         rows[version] = _row(version, releases, None, 0, {}, in_registry=False)
-    for version in registry.versions():
-        try:
-            manifest = registry.manifest(version)
-        except RegistryError as error:
-            if error.retryable:
-                raise
-            print(f"warning: {error}", file=sys.stderr)
-            continue
+    for manifest in registry.manifests(lambda error: print(f"warning: {error}", file=sys.stderr)):
+        version = manifest.version
         metrics = manifest.metrics | (rows[version].metrics if version in rows else {})
         rows[version] = _row(version, releases, manifest.parent, manifest.created_ms, metrics, in_registry=True)
     return sorted(rows.values(), key=lambda row: (row.created_ms, row.version))
@@ -62,12 +56,6 @@ def _row(
         state=releases.state(version),
         in_registry=in_registry,
     )
-
-
-def in_use(releases: Releases) -> set[str]:
-    champion = releases.champion
-    used = (champion.version, champion.previous, releases.former()) if champion is not None else ()
-    return {version for version in used if version is not None}
 
 
 def shown(row: Row, column: str) -> str:

@@ -213,7 +213,7 @@ async def _add(settings: Settings, manifest: Manifest) -> None:
 
 async def _prune(settings: Settings, keep: int, dry_run: bool) -> None:
     from models.domain.release_log import superfluous
-    from streams.cli.model_rows import in_use, version_rows
+    from streams.cli.model_rows import version_rows
 
     registry = _registry(settings)
     rows = version_rows(registry, await _releases(settings))
@@ -226,7 +226,7 @@ async def _prune(settings: Settings, keep: int, dry_run: bool) -> None:
             registry.delete(version)
         typer.echo(f"{'would be deleted' if dry_run else 'deleted'}  {version}  {releases.state(version)}")
     # Among them those of a run that ended between the two steps.
-    gone = [row.version for row in rows if not row.in_registry and row.version not in in_use(releases)] + doomed
+    gone = [row.version for row in rows if not row.in_registry and row.version not in releases.in_use()] + doomed
     if gone and not dry_run:
         async with _writing(settings) as log:
             await log.remove(gone)
