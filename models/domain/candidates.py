@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
+from models.domain.fellows import FELLOW_SLOTS, SIDES
 from models.domain.heaps import push, sort_heap
 from models.domain.statistics import FOLLOW_WINDOW
 
@@ -118,6 +119,10 @@ class Scratch(NamedTuple):
     heap: npt.NDArray[np.int32]
     passed: npt.NDArray[np.int32]
     """int32[N], 1 + place of the item among those the user passed over, 0 = not among them."""
+    fellow_slots: npt.NDArray[np.int32]
+    fellow_values: npt.NDArray[np.float32]
+    """int32[FELLOW_SLOTS] and float32[FELLOW_SLOTS, SIDES], `fellows.gather` of the user; nothing of the
+    list before is read."""
 
 
 def new_lists(lists: int, features: int, candidates: int = CANDIDATES) -> Lists:
@@ -143,6 +148,8 @@ def new_scratch(items: int) -> Scratch:
         touched=np.zeros(items + 1, np.int32),
         heap=np.zeros(COVISITED, np.int32),
         passed=np.zeros(items, np.int32),
+        fellow_slots=np.zeros(FELLOW_SLOTS, np.int32),
+        fellow_values=np.zeros((FELLOW_SLOTS, SIDES), np.float32),
     )
 
 

@@ -43,6 +43,9 @@ class Delta(msgspec.Struct, frozen=True, kw_only=True):
     flags: list[int]
     """1 = first touch, 2 = strong."""
     recent: list[list[int]]
+    tag: list[int] = []
+    chosen: list[int] = []
+    """Of each touch's user; empty from a former release, which knew no tags."""
     weights: list[float] = []
     squares: list[float] = []
     """How far the adaptive weights and their squared gradients moved."""
@@ -148,6 +151,8 @@ class Ledger:
             value=[v for t in touches for v in t.value.tolist()],
             flags=[f + 2 * s for t in touches for f, s in zip(t.first.tolist(), t.strong.tolist(), strict=True)],
             recent=recent,
+            tag=[tag for t in touches for tag in t.tag.tolist()],
+            chosen=[chosen for t in touches for chosen in t.chosen.tolist()],
             weights=list(weights),
             squares=list(squares),
             model=self.model,
@@ -223,6 +228,7 @@ class Ledger:
             for at in item.tolist():
                 self.catalogue.touch(at)
             flags = np.array([delta.flags[at] for at in kept])
+            tagged = len(delta.tag) == len(delta.chosen) == len(delta.offset)
             self.statistics.reserve(len(self.catalogue), len(kept))
             self.statistics.update(
                 Touches(
@@ -232,6 +238,8 @@ class Ledger:
                     first=(flags & 1) > 0,
                     strong=(flags & 2) > 0,
                     recent=recent,
+                    tag=np.array([delta.tag[at] if tagged else 0 for at in kept], np.int32),
+                    chosen=np.array([delta.chosen[at] if tagged else 0 for at in kept], np.int32),
                 )
             )
         if len(kept) == len(delta.offset) and delta.weights:

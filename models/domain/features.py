@@ -21,6 +21,7 @@ from models.domain.candidates import (
     clear,
     propose,
 )
+from models.domain.fellows import FELLOW_FEATURES, describe_choosers, gather
 from models.domain.habits import (
     HABIT_AGE,
     HABIT_RECENCY,
@@ -78,6 +79,7 @@ LEARNED_FEATURES: tuple[str, ...] = (
     "passed_chance",
     "passed_chance_lately",
     "passed_times",
+    *FELLOW_FEATURES,
 )
 FEATURES: tuple[str, ...] = BASE_FEATURES + LEARNED_FEATURES
 BASE_COUNT, FEATURE_COUNT = len(BASE_FEATURES), len(FEATURES)
@@ -101,6 +103,8 @@ _MORE_COUNTS = len(COUNTS) - BASE_COUNTS
 _AFTER_MORE = BASE_COUNT + _MORE_COUNTS
 _BY_EVENTS = np.array([clock == "events" for _, clock, *_ in COUNTS])
 _HALF_LIVES = np.array([half_life for _, _, half_life, _ in COUNTS])
+_FELLOWS = FEATURES.index(FELLOW_FEATURES[0])
+_AFTER_FELLOWS = _FELLOWS + len(FELLOW_FEATURES)
 _POPULARITY = _COUNTS_AT + COUNT_NAMES.index("count_10000_events")
 _EVENTS_SINCE_TOUCH = FEATURES.index("events_since_touch")
 _AGE = FEATURES.index("age_hours")
@@ -264,6 +268,8 @@ def _describe_more(arrays, scratch, vectors, query, people, lists, row):  # type
     by_recency = _ranks(-lists.features[row, :size, _EVENTS_SINCE_TOUCH])
     gap_minutes = max(now_ms - query.last_ms[row], 0) / 60_000.0 if query.last_ms[row] >= 0 else 1e6
     log_gap = np.log(gap_minutes + 1.0)
+    gather(scratch.fellow_slots, scratch.fellow_values, people.fellow[person], people.closeness[person])
+    norm = 1.0 / np.sqrt(1.0 + query.history[row])
     for k in range(size):
         item = lists.item[row, k]
         f = lists.features[row, k]
@@ -303,6 +309,8 @@ def _describe_more(arrays, scratch, vectors, query, people, lists, row):  # type
         f[at + 25] = np.log(np.float32((weight[place, 0] if place >= 0 else 0.0) + 1e-3))
         f[at + 26] = np.log(np.float32((weight[place, 1] if place >= 0 else 0.0) + 1e-3))
         f[at + 27] = np.log(np.float32(1.0 + (weight[place, 2] if place >= 0 else 0.0)))
+        out = f[_FELLOWS:_AFTER_FELLOWS]
+        describe_choosers(arrays.choosers, scratch.fellow_slots, scratch.fellow_values, item, norm, out)
     for p in range(PASSED_LENGTH):
         if passed[p] >= 0:
             scratch.passed[passed[p]] = 0

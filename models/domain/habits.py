@@ -1,5 +1,6 @@
-"""What a learned ranker knows of the user beside his taste: how fresh and how popular his choices are, and what he was
-shown in vain. Compiled passes over the users of a slice; their lasting form lies in the user's state.
+"""What a learned ranker knows of the user beside his taste: how fresh and how popular his choices are, what he was
+shown in vain, and who his fellows are. Compiled passes over the users of a slice; their lasting form lies in the user's
+state.
 
 Source: research/joint-ranker.md ("user: habits", "passed over").
 """
@@ -14,6 +15,7 @@ import numpy.typing as npt
 from numba import njit
 
 from models.domain.errors import StateError
+from models.domain.fellows import FELLOWS, SIDES, meet
 from models.domain.statistics import MS_PER_HOUR
 
 # Age (log hours), touches (log), recency (log events since the last touch) and value of what the user chose.
@@ -42,6 +44,10 @@ class Habits(NamedTuple):
     """int32[PENDING_LENGTH], head of the list published last, -1 padded: passed over once the user does something."""
     chance: npt.NDArray[np.float32]
     """float32[PENDING_LENGTH], the encoder's probability of each."""
+    fellow: npt.NDArray[np.int32]
+    """int32[FELLOWS], tags of users, 0 = free; those in use stand first."""
+    closeness: npt.NDArray[np.float32]
+    """float32[FELLOWS, SIDES]."""
 
 
 NO_HABITS = Habits(
@@ -50,7 +56,13 @@ NO_HABITS = Habits(
     np.zeros((PASSED_LENGTH, 3), np.float32),
     np.full(PENDING_LENGTH, -1, np.int32),
     np.zeros(PENDING_LENGTH, np.float32),
+    np.zeros(FELLOWS, np.int32),
+    np.zeros((FELLOWS, SIDES), np.float32),
 )
+_ITEMS = PASSED_LENGTH + PENDING_LENGTH
+_NUMBERS = HABITS + 3 * PASSED_LENGTH + PENDING_LENGTH
+# What there is of every user, and what each of his fellows takes.
+_FIXED_BYTES, _FELLOW_BYTES = 8 * _ITEMS + 4 * _NUMBERS, 4 + 4 * SIDES
 
 
 def pack_habits(habits: Habits, hashes: Sequence[int]) -> bytes:
@@ -63,28 +75,35 @@ def pack_habits(habits: Habits, hashes: Sequence[int]) -> bytes:
         return b""
     items = [hashes[at] if at >= 0 else 0 for at in (*habits.passed.tolist(), *habits.pending.tolist())]
     numbers = (habits.choice, habits.weight, habits.chance)
-    return b"".join([np.array(items, "<u8").tobytes(), *(part.astype("<f4").tobytes() for part in numbers)])
+    known = int((habits.fellow != 0).sum())
+    fellows = habits.fellow[:known].astype("<i4").tobytes(), habits.closeness[:known].astype("<f4").tobytes()
+    return b"".join([np.array(items, "<u8").tobytes(), *(part.astype("<f4").tobytes() for part in numbers), *fellows])
 
 
 def unpack_habits(data: bytes, index_by_hash: Mapping[int, int]) -> Habits:
     """Items that the catalogue does not know are left out. Raises: StateError."""
     if not data:
         return NO_HABITS
-    items, numbers = PASSED_LENGTH + PENDING_LENGTH, HABITS + 3 * PASSED_LENGTH + PENDING_LENGTH
-    if len(data) != 8 * items + 4 * numbers:
-        raise StateError(f"habits of {len(data)} bytes; this release reads {8 * items + 4 * numbers}")
-    index = np.array([index_by_hash.get(h, -1) for h in np.frombuffer(data, "<u8", items).tolist()], np.int32)
-    floats = np.frombuffer(data, "<f4", numbers, 8 * items).astype(np.float32)
+    known, rest = divmod(len(data) - _FIXED_BYTES, _FELLOW_BYTES)
+    if rest or not 0 <= known <= FELLOWS:
+        raise StateError(f"habits of {len(data)} bytes; this release reads {_FIXED_BYTES} and {_FELLOW_BYTES} a fellow")
+    index = np.array([index_by_hash.get(h, -1) for h in np.frombuffer(data, "<u8", _ITEMS).tolist()], np.int32)
+    floats = np.frombuffer(data, "<f4", _NUMBERS, 8 * _ITEMS).astype(np.float32)
+    fellow, closeness = np.zeros(FELLOWS, np.int32), np.zeros((FELLOWS, SIDES), np.float32)
+    fellow[:known] = np.frombuffer(data, "<i4", known, _FIXED_BYTES)
+    closeness[:known] = np.frombuffer(data, "<f4", SIDES * known, _FIXED_BYTES + 4 * known).reshape(known, SIDES)
     pending = index[PASSED_LENGTH:]
-    known = pending >= 0  # what waits for a verdict stands without gaps
+    there = pending >= 0  # what waits for a verdict stands without gaps
     waiting, chance = np.full(PENDING_LENGTH, -1, np.int32), np.zeros(PENDING_LENGTH, np.float32)
-    waiting[: known.sum()], chance[: known.sum()] = pending[known], floats[-PENDING_LENGTH:][known]
+    waiting[: there.sum()], chance[: there.sum()] = pending[there], floats[-PENDING_LENGTH:][there]
     return Habits(
         choice=floats[:HABITS],
         passed=index[:PASSED_LENGTH],
         weight=floats[HABITS : HABITS + 3 * PASSED_LENGTH].reshape(PASSED_LENGTH, 3),
         pending=waiting,
         chance=chance,
+        fellow=fellow,
+        closeness=closeness,
     )
 
 
@@ -96,6 +115,8 @@ class People(NamedTuple):
     weight: npt.NDArray[np.float32]
     pending: npt.NDArray[np.int32]
     chance: npt.NDArray[np.float32]
+    fellow: npt.NDArray[np.int32]
+    closeness: npt.NDArray[np.float32]
 
 
 def people_of(habits: Iterable[Habits]) -> People:
@@ -108,7 +129,7 @@ def habits_of(people: People, row: int) -> Habits:
 
 
 @njit(cache=True)
-def choose(arrays, people, row, item, event_time_ms, value, first):  # type: ignore[no-untyped-def]  # pragma: no cover
+def choose(arrays, people, row, item, event_time_ms, value, first, tag, recent, since_ms):  # type: ignore[no-untyped-def]  # pragma: no cover
     """Note a choice, before it is counted."""
     seen = arrays.touches[item]
     if first:
@@ -118,6 +139,7 @@ def choose(arrays, people, row, item, event_time_ms, value, first):  # type: ign
             _mean(people, row, HABIT_RECENCY, np.log1p(max(arrays.clock[0] - arrays.touched_at[item], 0.0)))
         _mean(people, row, HABIT_TOUCHES, np.log1p(seen))
     _mean(people, row, HABIT_VALUE, value)
+    meet(arrays.choosers, people.fellow[row], people.closeness[row], tag, item, first, recent, since_ms)
 
 
 @njit(cache=True)

@@ -76,6 +76,12 @@ class Timeline(NamedTuple):
     first: npt.NDArray[np.bool_]
     strong: npt.NDArray[np.bool_]
     recent: npt.NDArray[np.int32]
+    tag: npt.NDArray[np.int32]
+    """int32[n], the user's."""
+    chosen: npt.NDArray[np.int32]
+    """int32[n], distinct items the user had chosen before."""
+    since_ms: npt.NDArray[np.int64]
+    """int64[n], the user's event before, -1 = none."""
     person: npt.NDArray[np.int64]
     """int64[n], row of the slice's `People`."""
 
@@ -129,7 +135,18 @@ def play(arrays, scratch, vectors, available, query, people, worth, lists, weigh
                 pass_over(people, person)
         item, first = timeline.item[k], timeline.first[k]
         if learned and item >= 0:
-            choose(arrays, people, person, item, timeline.event_time_ms[k], timeline.value[k], first)
+            choose(
+                arrays,
+                people,
+                person,
+                item,
+                timeline.event_time_ms[k],
+                timeline.value[k],
+                first,
+                timeline.tag[k],
+                timeline.recent[k],
+                timeline.since_ms[k],
+            )
         if timeline.counts[k]:
             touch_one(
                 arrays,
@@ -139,6 +156,8 @@ def play(arrays, scratch, vectors, available, query, people, worth, lists, weigh
                 first,
                 timeline.strong[k],
                 timeline.recent[k],
+                timeline.tag[k],
+                timeline.chosen[k],
             )
         row = timeline.publish_row[k]
         if row >= 0:

@@ -113,6 +113,9 @@ class _Moment(NamedTuple):
     first: bool = False
     strong: bool = False
     recent: Sequence[int] = ()
+    tag: int = 0
+    chosen: int = 0
+    since_ms: int = -1
     person: int = 0
 
 
@@ -251,7 +254,7 @@ class Slice:
         item = catalogue.intern(str(event.item_id))
         known = catalogue.touch(item)
         before = state.recent, state.recent_items(catalogue, LEARNED_QUERY_WINDOW), state.excluded_items(catalogue)
-        recent, history = before[1][:PAIR_WINDOW], state.events
+        recent, history, chosen, since_ms = before[1][:PAIR_WINDOW], state.events, len(state.seen), state.last_event_ms
         first = state.remember_item(catalogue, item, excluded=kind not in options.repeatable_kinds)
         ask_row, candidates_row, fresh = -1, -1, False
         if first and known:
@@ -304,6 +307,9 @@ class Slice:
                 first=first,
                 strong=liking > STRONG_LIKING,
                 recent=recent,
+                tag=state.tag,
+                chosen=chosen,
+                since_ms=since_ms,
                 person=self._person(state),
             )
         )
@@ -536,6 +542,9 @@ class Slice:
             first=np.array([m.first for m in moments], np.bool_),
             strong=np.array([m.strong for m in moments], np.bool_),
             recent=_padded([m.recent for m in moments], PAIR_WINDOW),
+            tag=np.array([m.tag for m in moments], np.int32),
+            chosen=np.array([m.chosen for m in moments], np.int32),
+            since_ms=np.array([m.since_ms for m in moments], np.int64),
             person=np.array([m.person for m in moments], np.int64),
         )
         weights = pipeline.weights or AdaptiveWeights(np.zeros(BASE_COUNT))
@@ -567,6 +576,8 @@ class Slice:
                     timeline.first[kept],
                     timeline.strong[kept],
                     timeline.recent[kept],
+                    timeline.tag[kept],
+                    timeline.chosen[kept],
                 )
             )
 

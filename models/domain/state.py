@@ -30,6 +30,8 @@ RECENT_LENGTH = 50
 SEEN_LENGTH = 4_096
 # A producer retries within seconds: the last 128 events of one user cover it by far.
 EVENT_RING_LENGTH = 128
+# Tags are positive numbers of 31 bits: of a hundred thousand users some two pairs share one.
+_TAGS = 2**31
 
 
 def user_key(user_id: str) -> str:
@@ -77,6 +79,7 @@ class UserState:
         "seen",
         "sequence",
         "shown",
+        "tag",
         "unresolved",
         "user",
         "user_id",
@@ -110,6 +113,9 @@ class UserState:
         self.last_model = ""
         self.shown: tuple[ShownList, ...] = ()
         """The latest lists and impressions, oldest first, for joining interactions to them."""
+        self.tag = 0
+        """What other users' habits know this one by, from his first interaction on; a forgotten user's points to nobody
+        any more, and if he comes back he gets another."""
         # Item indices of the excluded items, derived from `seen` as far as the catalogue knows them.
         self.excluded: npt.NDArray[np.int32] = np.empty(16, np.int32)
         self.excluded_size = 0
@@ -125,7 +131,10 @@ class UserState:
         return new
 
     def remember_event(self, event_id: str) -> None:
-        self.ring[event_hash(event_id)] = None
+        hashed = event_hash(event_id)
+        self.ring[hashed] = None
+        if not self.tag:
+            self.tag = hashed % _TAGS or 1
         if len(self.ring) > EVENT_RING_LENGTH:
             del self.ring[next(iter(self.ring))]
 
@@ -187,7 +196,7 @@ class UserState:
         self.events, self.last_event_ms, self.habits = 0, -1, NO_HABITS
         self.last_list, self.last_items, self.last_model, self.shown = b"", (), "", ()
         self.excluded, self.excluded_size, self.unresolved = np.empty(16, np.int32), 0, []
-        self.forgotten_ms = max(self.forgotten_ms, at_ms)
+        self.forgotten_ms, self.tag = max(self.forgotten_ms, at_ms), 0
 
     def _include(self, hashed: int, catalogue: Catalogue) -> None:
         if hashed in self.unresolved:
@@ -227,6 +236,7 @@ class StoredBody(msgspec.Struct, array_like=True):
     read: list[float | None] = []
     """`read_share` of each of `recent`; empty where none has one."""
     shown: tuple[ShownList, ...] = ()
+    tag: int = 0
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -254,6 +264,7 @@ def pack(state: UserState, catalogue: Catalogue) -> UserRecord:
         habits=pack_habits(state.habits, catalogue.hashes),
         read=read if any(share is not None for share in read) else [],
         shown=state.shown,
+        tag=state.tag,
     )
     return UserRecord(
         user_key=user_key(state.user_id),
@@ -296,7 +307,7 @@ def unpack(user_id: str, record: UserRecord, catalogue: Catalogue) -> UserState:
     state.events, state.revision, state.sequence = stored.events, record.revision, stored.sequence
     state.last_event_ms, state.forgotten_ms = stored.last_event_ms, stored.forgotten_ms
     state.last_list, state.last_items, state.last_model = stored.last_list, tuple(stored.last_items), stored.last_model
-    state.shown = stored.shown
+    state.shown, state.tag = stored.shown, stored.tag
     state.habits = unpack_habits(stored.habits, catalogue.index_by_hash)
     state.unresolved = hashes[flags].tolist()
     state.resolve(catalogue)

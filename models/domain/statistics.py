@@ -15,6 +15,7 @@ import numpy.typing as npt
 from numba import njit
 
 from models.domain.errors import StateError
+from models.domain.fellows import CHOOSERS, Choosers, new_choosers, note_chooser
 
 MS_PER_HOUR = 3_600_000.0
 
@@ -84,6 +85,10 @@ class Touches(NamedTuple):
     """bool[n], a kind or rating that says more than a view."""
     recent: npt.NDArray[np.int32]
     """int32[n, PAIR_WINDOW], the user's latest distinct items before this one, latest first, -1 where there is none."""
+    tag: npt.NDArray[np.int32]
+    """int32[n], the user's (`models.domain.state.UserState.tag`), 0 = not known."""
+    chosen: npt.NDArray[np.int32]
+    """int32[n], distinct items the user had chosen before."""
 
 
 class Rows(NamedTuple):
@@ -125,6 +130,7 @@ class StatisticsArrays(NamedTuple):
     """int32[L, N], place in the list or -1."""
     pairs: Rows
     follows: Rows
+    choosers: Choosers
 
 
 _PER_ITEM = ("log_count", "touched_at", "touched_ms", "born_ms", "touches", "value_sum")
@@ -215,7 +221,7 @@ def _add_pair(rows, item, other, weight, clock):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def touch_one(arrays, item, event_time_ms, value, first, strong, recent):  # type: ignore[no-untyped-def]  # pragma: no cover
+def touch_one(arrays, item, event_time_ms, value, first, strong, recent, tag, chosen):  # type: ignore[no-untyped-def]  # pragma: no cover
     """Count one interaction."""
     arrays.clock[0] += 1.0
     clock = arrays.clock[0]
@@ -239,6 +245,7 @@ def touch_one(arrays, item, event_time_ms, value, first, strong, recent):  # typ
     t = _TOP_COUNT.shape[0]
     arrays.top_size[t] = _raise_in_top(arrays.touched_at, arrays.top[t], arrays.top_size[t], arrays.top_place[t], item)
     if first:
+        note_chooser(arrays.choosers, item, tag, chosen, event_time_ms)
         for age in range(recent.shape[0]):
             other = recent[age]
             if other < 0:
@@ -258,9 +265,9 @@ def touch_one(arrays, item, event_time_ms, value, first, strong, recent):  # typ
 
 
 @njit(cache=True)
-def _touch_many(arrays, item, event_time_ms, value, first, strong, recent):  # type: ignore[no-untyped-def]  # pragma: no cover
+def _touch_many(arrays, item, event_time_ms, value, first, strong, recent, tag, chosen):  # type: ignore[no-untyped-def]  # pragma: no cover
     for k in range(item.shape[0]):
-        touch_one(arrays, item[k], event_time_ms[k], value[k], first[k], strong[k], recent[k])
+        touch_one(arrays, item[k], event_time_ms[k], value[k], first[k], strong[k], recent[k], tag[k], chosen[k])
 
 
 # Pool entries one touch can take at the worst: its own row and every partner's row grown to the limit (a row that
@@ -312,6 +319,8 @@ class Statistics:
         for name in _PER_ITEM:
             out[name] = getattr(self.arrays, name)[:used].copy()
         out["value_all"], out["clock"] = self.arrays.value_all.copy(), self.arrays.clock.copy()
+        for name in Choosers._fields:
+            out[f"chooser_{name}"] = getattr(self.arrays.choosers, name)[:used].copy()
         for rows in ("pairs", "follows"):
             pool = _compacted(getattr(self.arrays, rows), 0)
             for name in ("size", "total"):
@@ -336,6 +345,10 @@ class Statistics:
         for name in _PER_ITEM:
             getattr(arrays, name)[index] = dumped[name]
         arrays.value_all[:], arrays.clock[:] = dumped["value_all"], dumped["clock"]
+        # A former release's snapshot knows no choosers: they are noted from now on.
+        if "chooser_tag" in dumped and dumped["chooser_tag"].shape[1] == CHOOSERS:
+            for name in Choosers._fields:
+                getattr(arrays.choosers, name)[index] = dumped[f"chooser_{name}"]
         for rows in ("pairs", "follows"):
             sizes = dumped[f"{rows}_size"].astype(np.int64)
             starts = np.concatenate([[0], np.cumsum(sizes)[:-1]]) if len(sizes) else sizes
@@ -404,6 +417,7 @@ def _empty(items: int) -> StatisticsArrays:
         top_place=np.full((TOP_LIST_COUNT, items), -1, np.int32),
         pairs=_empty_rows(items, 4_096),
         follows=_empty_rows(items, 4_096),
+        choosers=new_choosers(items),
     )
 
 
@@ -415,6 +429,8 @@ def _grown(old: StatisticsArrays, items: int) -> StatisticsArrays:
     new, n = _empty(items), old.touches.shape[0]
     for name in _PER_ITEM:
         getattr(new, name)[:n] = getattr(old, name)
+    for fresh, kept in zip(new.choosers, old.choosers, strict=True):
+        fresh[:n] = kept
     new.top_place[:, :n] = old.top_place
     keep = {name: getattr(old, name) for name in ("value_all", "clock", "top", "top_size")}
     for rows in ("pairs", "follows"):

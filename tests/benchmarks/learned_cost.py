@@ -38,6 +38,8 @@ def made_statistics(rng: np.random.Generator) -> Statistics:
                 np.ones(1_000, np.bool_),
                 rng.random(1_000) < 0.5,
                 rng.choice(ITEMS, (1_000, PAIR_WINDOW), p=chance).astype(np.int32),
+                rng.integers(1, 1_000, 1_000).astype(np.int32),
+                rng.integers(0, 500, 1_000).astype(np.int32),
             )
         )
     return statistics

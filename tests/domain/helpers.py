@@ -272,4 +272,6 @@ def touches_of(
         first=np.array([r[3] for r in rows], np.bool_),
         strong=np.array([r[4] for r in rows], np.bool_),
         recent=recent,
+        tag=np.array([1 + 7 * at for at in range(len(rows))], np.int32),
+        chosen=np.array([at % 5 for at in range(len(rows))], np.int32),
     )

@@ -25,8 +25,11 @@ from models.domain.habits import (
     people_of,
     unpack_habits,
 )
-from models.domain.statistics import MS_PER_HOUR, Statistics
+from models.domain.statistics import MS_PER_HOUR, PAIR_WINDOW, Statistics
 from tests.domain.helpers import START_MS, touches_of
+
+# Tag, latest items and time of the event before of a user who comes for the first time.
+ALONE = (1, np.full(PAIR_WINDOW, -1, np.int32), -1)
 
 
 def shown(people: People, items: list[int], chance: float = 0.25) -> None:
@@ -48,20 +51,20 @@ def test_choices_move_the_means_and_only_first_ones_tell_of_freshness() -> None:
     statistics = Statistics(4)
     statistics.update(touches_of([(1, START_MS, 1.0, True, False, []), (2, START_MS, 1.0, True, False, [])]))
     people = people_of([NO_HABITS])
-    choose(statistics.arrays, people, 0, 1, START_MS + int(MS_PER_HOUR), 1.0, True)
+    choose(statistics.arrays, people, 0, 1, START_MS + int(MS_PER_HOUR), 1.0, True, *ALONE)
     first = people.choice[0].copy()
     assert first[HABIT_AGE] == pytest.approx(np.log(1.1))
     assert first[HABIT_TOUCHES] == pytest.approx(np.log(2.0))
     assert first[HABIT_RECENCY] == pytest.approx(np.log(2.0)), "one other event since"
     assert first[HABIT_VALUE] == 1.0
-    choose(statistics.arrays, people, 0, 1, START_MS + int(MS_PER_HOUR), 0.0, False)
+    choose(statistics.arrays, people, 0, 1, START_MS + int(MS_PER_HOUR), 0.0, False, *ALONE)
     assert people.choice[0, :HABIT_VALUE].tolist() == first[:HABIT_VALUE].tolist()
     assert people.choice[0, HABIT_VALUE] == pytest.approx(0.9)
 
 
 def test_an_item_nobody_touched_says_nothing_of_age() -> None:
     people = people_of([NO_HABITS])
-    choose(Statistics(4).arrays, people, 0, 3, START_MS, 0.5, True)
+    choose(Statistics(4).arrays, people, 0, 3, START_MS, 0.5, True, *ALONE)
     assert np.isnan(people.choice[0, [HABIT_AGE, HABIT_RECENCY]]).all()
     assert people.choice[0, HABIT_TOUCHES] == 0.0
 
@@ -90,6 +93,7 @@ def test_habits_survive_another_numbering_of_the_items() -> None:
     people.choice[0] = [1.0, 2.0, 3.0, 0.5]
     shown(people, [0, 1, 2])
     people.pending[0, :2], people.chance[0, :2] = [2, 1], [0.5, 0.25]
+    people.fellow[0, :2], people.closeness[0, :2] = [70, 2**31 - 1], [[0.5, 0.0], [0.1, 0.25]]
     hashes = [100, 200, 300]
     data = pack_habits(habits_of(people, 0), hashes)
     read = people_of([unpack_habits(data, {300: 9, 100: 5})])
@@ -98,6 +102,18 @@ def test_habits_survive_another_numbering_of_the_items() -> None:
     assert read.pending[0, :2].tolist() == [9, -1]
     assert read.chance[0, :2].tolist() == [0.5, 0.0]
     assert read.choice.tolist() == people.choice.tolist()
+    assert read.fellow.tolist() == people.fellow.tolist(), "users are known by tags, whatever the items' numbers"
+    assert read.closeness.tolist() == people.closeness.tolist()
+
+
+def test_habits_of_the_former_release_are_read_without_fellows() -> None:
+    people = people_of([NO_HABITS])
+    people.choice[0] = [1.0, 2.0, 3.0, 0.5]
+    former = pack_habits(habits_of(people, 0), [])
+    assert len(former) == 8 * (48 + 16) + 4 * (4 + 3 * 48 + 16)
+    read = unpack_habits(former, {})
+    assert read.choice.tolist() == [1.0, 2.0, 3.0, 0.5]
+    assert not read.fellow.any()
 
 
 def test_nothing_known_is_nothing_stored_and_a_cut_record_is_refused() -> None:

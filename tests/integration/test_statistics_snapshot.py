@@ -35,6 +35,8 @@ def _touches(items: list[int], start_ms: int) -> Touches:
         first=np.ones(len(items), np.bool_),
         strong=np.zeros(len(items), np.bool_),
         recent=recent,
+        tag=1 + np.arange(len(items), dtype=np.int32),
+        chosen=np.zeros(len(items), np.int32),
     )
 
 
