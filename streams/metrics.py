@@ -93,6 +93,9 @@ SWITCH_BUCKETS = (
 # Version labels of the quality counters at a time. A version's figures reach Prometheus within a scrape; twenty of them
 # are an hour's at a promotion every three minutes.
 ONLINE_VERSIONS = 20
+# Scores are logits: only their differences mean something. A state has some hundred numbers of one at most.
+SPREAD_BUCKETS = (0.125, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 16.0)
+NORM_BUCKETS = (0.25, 0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 15.0, 25.0, 50.0)
 CHUNK_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096)
 
 OnlineList = Literal["last_published", "asked"]
@@ -141,6 +144,10 @@ class Metrics(MetricSet):
         self._refolded = self._counter("refolded_states", "User states of another model version that were rebuilt.")
         self._malformed = self._counter("malformed_releases", "Messages of the topic `models` that say nothing.")
         self._provider = self._gauge("provider_info", "1 for the ONNX execution provider in use.", "provider")
+        self._spread = self._histogram(
+            "list_score_spread", "Score of a published list's first item less that of its last one.", SPREAD_BUCKETS
+        )
+        self._state_norm = self._histogram("state_norm", "Euclidean norm of a folded user's state.", NORM_BUCKETS)
         online = ("model_version", "user", "list")
         self._online_scored = self._counter("online_scored_events", "Interactions compared with a list.", *online)
         self._online_hits = self._counter("online_hits", "Those whose item was among the first ten.", *online)
@@ -188,6 +195,17 @@ class Metrics(MetricSet):
 
     def count_lists(self, cause: Literal["event", "request", "replay"], count: int = 1) -> None:
         self._lists.labels(cause).inc(count)
+
+    def observe_drift(self, spreads: Iterable[float], norms: Iterable[float]) -> None:
+        """
+        Args:
+            spreads: of the scores of each list published.
+            norms: of the state of each user folded.
+        """
+        for spread in spreads:
+            self._spread.observe(spread)
+        for norm in norms:
+            self._state_norm.observe(norm)
 
     def count_published_bytes(self, topic: str, size: int) -> None:
         self._published_bytes.labels(topic).inc(size)

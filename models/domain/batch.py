@@ -91,6 +91,8 @@ class Published(NamedTuple):
     position: int
     user_id: str
     data: bytes
+    spread: float | None
+    """Score of its first item less that of its last one; None for an empty list."""
 
 
 class Examples(NamedTuple):

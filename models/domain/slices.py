@@ -611,7 +611,9 @@ class Slice:
                 ]
             )
             data = self._message(row, made)
-            result.published.append(Published(row.position, row.state.user_id, data))
+            result.published.append(
+                Published(row.position, row.state.user_id, data, made[0].score - made[-1].score if made else None)
+            )
             row.state.last_list, row.state.last_items, row.state.last_model = data, chosen[at], model
         for choice in self.choices:
             item_id = ids[choice.item]

@@ -14,6 +14,8 @@ from concurrent.futures import Executor
 from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from models.domain.batch import FOLDED, FUTURE, LATE, REPLAYED, BatchResult, Incoming
 from models.domain.deltas import Ledger, encode_delta
 from models.domain.errors import EventDecodeError
@@ -264,6 +266,10 @@ class EventRoad:
         metrics.count_lists("request" if requests else "event", len(result.published))
         metrics.set_users_cached(len(self.users))
         metrics.set_catalogue_items(len(self.pipeline.catalogue))
+        metrics.observe_drift(
+            [made.spread for made in result.published if made.spread is not None],
+            [float(np.linalg.norm(state.memory)) for state in result.states.values()],
+        )
         groups: dict[tuple[str, bool, str], list[int]] = {}
         for score in result.scores:
             groups.setdefault((score.model_version, score.cold, score.list), []).append(score.place)

@@ -99,6 +99,7 @@ def fill(metrics: Metrics) -> None:
     metrics.observe_chunk(128)
     metrics.observe_stage("rank", 0.001)
     metrics.observe_event_to_list([0.01])
+    metrics.observe_drift([3.5, 0.5], [4.5])
     metrics.count_lists("event", 2)
     metrics.count_published_bytes("recommendations", 1_000)
     metrics.count_superseded()
@@ -130,6 +131,14 @@ def test_what_is_served_is_what_is_described(metrics: Metrics) -> None:
         for info in metrics.described:
             if info.name.removesuffix("_total") == family.name:
                 assert set(family.samples[0].labels) - {"le"} == set(info.labels)
+
+
+def test_scores_of_lists_and_lengths_of_states_tell_of_drift(metrics: Metrics) -> None:
+    fill(metrics)
+    assert metrics.value("streamrec_list_score_spread_sum") == 4.0
+    assert metrics.value("streamrec_list_score_spread_bucket", le="0.5") == 1
+    assert metrics.value("streamrec_state_norm_bucket", le="4.0") == 0
+    assert metrics.value("streamrec_state_norm_bucket", le="5.0") == 1
 
 
 def test_bytes_of_deltas_are_told_by_direction(metrics: Metrics) -> None:

@@ -170,6 +170,8 @@ async def test_a_record_larger_than_the_topic_allows_is_left_out_and_counted(dep
     assert left_out == len(events) - len(told)
     assert worker.metric("streamrec_feedback_total", outcome="sent") == len(told)
     assert worker.metric("streamrec_events_total", outcome="folded") == len(events)
+    assert worker.metric("streamrec_list_score_spread_count") == len(events)
+    assert worker.metric("streamrec_state_norm_sum") > 0
     assert len(await deployed.lists()) == len(events), "lists do not wait for it"
     worker.stop()
 
