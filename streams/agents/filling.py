@@ -8,6 +8,7 @@ where its vectors take megabytes, and only an owner has use for them, a few seco
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,11 @@ from streams.agents.items import ENCODE_BATCH, Filling, ItemOwner
 from streams.agents.retry import Retry
 from streams.kafka.broadcast import read_to_end
 from streams.kafka.connection import KafkaConnection
+
+# After each batch the events have the process for themselves, for this many times as long as the batch took. At 200
+# events/s the p99 of lists during a switch was 5.5 times the usual one without a pause, 2.2 times with three and 1.5
+# times with six, and 1,682 vectors took 1.4, 3.8 and 6.0 s.
+PAUSES = 6.0
 
 
 class Filler:
@@ -52,8 +58,10 @@ class Filler:
                 if record.partition in wanted:
                     batch.append(record)
                 if len(batch) == ENCODE_BATCH:
+                    started = time.monotonic()
                     await self._owner.fill(self._filling, batch, self._retry)
                     batch = []
+                    await asyncio.sleep(PAUSES * (time.monotonic() - started))
             await self._owner.fill(self._filling, batch, self._retry)
             if self._filling.failure is not None:
                 raise self._filling.failure
