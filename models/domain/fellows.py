@@ -47,7 +47,7 @@ class Choosers(NamedTuple):
     """float32[N, CHOOSERS], 1 / sqrt(1 + items he had chosen): who chooses everything tells little."""
     time_ms: npt.NDArray[np.int64]
     """int64[N, CHOOSERS], event time of the choice."""
-    count: npt.NDArray[np.int64]
+    total: npt.NDArray[np.int64]
     """int64[N], choosers ever."""
 
 
@@ -56,7 +56,7 @@ def new_choosers(items: int) -> Choosers:
         tag=np.zeros((items, CHOOSERS), np.int32),
         weight=np.zeros((items, CHOOSERS), np.float32),
         time_ms=np.zeros((items, CHOOSERS), np.int64),
-        count=np.zeros(items, np.int64),
+        total=np.zeros(items, np.int64),
     )
 
 
@@ -69,11 +69,11 @@ def note_chooser(choosers, item, tag, chosen, event_time_ms):  # type: ignore[no
     """
     if tag == 0:
         return
-    at = choosers.count[item] % CHOOSERS
+    at = choosers.total[item] % CHOOSERS
     choosers.tag[item, at] = tag
     choosers.weight[item, at] = 1.0 / np.sqrt(1.0 + chosen)
     choosers.time_ms[item, at] = event_time_ms
-    choosers.count[item] += 1
+    choosers.total[item] += 1
 
 
 @njit(cache=True)
@@ -97,8 +97,8 @@ def meet(choosers, fellow, closeness, tag, item, first, recent, since_ms):  # ty
 
 @njit(cache=True)
 def _meet_choosers(choosers, fellow, closeness, tag, item, since_ms, side):  # type: ignore[no-untyped-def]  # pragma: no cover
-    weight = np.float32(1.0 / np.log2(2.0 + choosers.count[item]))
-    for k in range(min(choosers.count[item], CHOOSERS)):
+    weight = np.float32(1.0 / np.log2(2.0 + choosers.total[item]))
+    for k in range(min(choosers.total[item], CHOOSERS)):
         if choosers.tag[item, k] != tag and choosers.time_ms[item, k] > since_ms:
             _closer(fellow, closeness, choosers.tag[item, k], weight * choosers.weight[item, k], side)
 
@@ -149,7 +149,7 @@ def describe_choosers(choosers, slots, values, item, norm, out):  # type: ignore
         norm: what closeness is multiplied by: 1 / sqrt(1 + events of the user).
         out: float32[len(FELLOW_FEATURES)], filled.
     """
-    count = min(choosers.count[item], CHOOSERS)
+    count = min(choosers.total[item], CHOOSERS)
     ahead, ahead_best, both, both_best, close = 0.0, 0.0, 0.0, 0.0, 0
     for k in range(count):
         tag = choosers.tag[item, k]

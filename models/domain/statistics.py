@@ -429,8 +429,8 @@ def _grown(old: StatisticsArrays, items: int) -> StatisticsArrays:
     new, n = _empty(items), old.touches.shape[0]
     for name in _PER_ITEM:
         getattr(new, name)[:n] = getattr(old, name)
-    for fresh, kept in zip(new.choosers, old.choosers, strict=True):
-        fresh[:n] = kept
+    for name in Choosers._fields:
+        getattr(new.choosers, name)[:n] = getattr(old.choosers, name)
     new.top_place[:, :n] = old.top_place
     keep = {name: getattr(old, name) for name in ("value_all", "clock", "top", "top_size")}
     for rows in ("pairs", "follows"):

@@ -17,7 +17,7 @@ from models.domain.errors import BundleError, RecommenderError
 from models.domain.ports import Stores
 from models.domain.releases import Release
 from models.encoders.bundle import Bundle
-from streams.agents.filling import Filler
+from streams.agents.filling import PAUSES, Filler
 from streams.agents.items import Filling, ItemSide
 from streams.agents.next_vectors import NextVectors
 from streams.agents.releases import ReleaseFeed
@@ -163,7 +163,7 @@ class Switcher:
             try:
                 await vectors.cover()
                 filler = self._filler(filling)
-                await filler.run()
+                await filler.run(PAUSES)
                 await self._wait_for(vectors, filler, filling)
                 while not await serving.exchange(model, release, vectors):
                     await self._wait_for(vectors, filler, filling)
@@ -186,7 +186,7 @@ class Switcher:
             elif now - again > AGAIN_SECONDS:
                 filler.again()
                 again = now
-            await filler.run()
+            await filler.run(PAUSES)
             await asyncio.sleep(POLL_SECONDS)
 
     @contextlib.contextmanager

@@ -261,7 +261,7 @@ def lists_of(result: BatchResult) -> list[list[str]]:
 def touches_of(
     rows: Sequence[tuple[int, int, float, bool, bool, Sequence[int]]],
 ) -> Touches:
-    """Rows of (item, event_time_ms, value, first, strong, recent)."""
+    """Rows of (item, event_time_ms, value, first, strong, recent); whose they are hangs on the time."""
     recent = np.full((len(rows), PAIR_WINDOW), -1, np.int32)
     for at, row in enumerate(rows):
         recent[at, : len(row[5])] = row[5]
@@ -272,6 +272,6 @@ def touches_of(
         first=np.array([r[3] for r in rows], np.bool_),
         strong=np.array([r[4] for r in rows], np.bool_),
         recent=recent,
-        tag=np.array([1 + 7 * at for at in range(len(rows))], np.int32),
-        chosen=np.array([at % 5 for at in range(len(rows))], np.int32),
+        tag=np.array([1 + r[1] % 997 for r in rows], np.int32),
+        chosen=np.array([r[1] % 5 for r in rows], np.int32),
     )

@@ -105,7 +105,7 @@ def test_to_meet_where_many_go_or_one_who_goes_everywhere_means_less() -> None:
 def test_a_worker_of_a_former_release_tells_of_nobody() -> None:
     choosers = new_choosers(ITEMS)
     note_chooser(choosers, 0, 0, 3, 1)
-    assert choosers.count[0] == 0
+    assert choosers.total[0] == 0
 
 
 def test_choosers_and_fellows_are_bounded_and_the_closest_stay() -> None:
@@ -210,6 +210,6 @@ def test_a_delta_and_a_snapshot_of_a_former_release_tell_of_no_choosers() -> Non
     delta.chosen.clear()
     reader.read(decode_delta(encode_delta(delta)))
     assert reader.statistics.arrays.touches[reader.catalogue.index["i1"]] == 1
-    assert not reader.statistics.arrays.choosers.count.any()
+    assert not reader.statistics.arrays.choosers.total.any()
     dumped = {name: value for name, value in statistics.dump().items() if not name.startswith("chooser_")}
-    assert not Statistics.load(dumped, np.zeros(1, np.int32), 1).arrays.choosers.count.any()
+    assert not Statistics.load(dumped, np.zeros(1, np.int32), 1).arrays.choosers.total.any()
