@@ -75,7 +75,7 @@ async def test_an_exchange_changes_every_vector_and_leaves_no_session_of_the_for
 ) -> None:
     path = learned(tmp_path / "learned", worker_bundle, IDS, seed=1)
     serving, feed, owner = parts.serving, parts.catalogue_feed, parts.owner
-    bundle = read_bundle(parts.settings, path, serving.bundle)
+    bundle = read_bundle(parts.settings, path, serving.bundle.manifest.dimensions, serving.bundle)
     assert bundle.text_encoder is serving.bundle.text_encoder, "the same text model is not opened twice"
     model = await parts._with_index(bundle, parts.model_retry)
     filling = owner.begin(model.side)
@@ -116,7 +116,8 @@ async def test_versions_with_one_item_side_share_a_collection_and_are_exchanged_
     parts: Container, tmp_path: Path
 ) -> None:
     serving = parts.serving
-    bundle = read_bundle(parts.settings, other_ranker(tmp_path / "ranker"), serving.bundle)
+    path = other_ranker(tmp_path / "ranker")
+    bundle = read_bundle(parts.settings, path, serving.bundle.manifest.dimensions, serving.bundle)
     assert bundle.items_version == serving.bundle.items_version
     model = await parts._with_index(bundle, parts.model_retry)
     assert model.collection is serving.model.collection
