@@ -159,4 +159,4 @@ def test_a_state_stored_before_values_were_read_is_read() -> None:
     assert body.read == []
     fields = [getattr(body, name) for name in StoredBody.__struct_fields__]
     former = msgspec.msgpack.encode(fields[: StoredBody.__struct_fields__.index("read")])
-    assert unpack_body(former) == body
+    assert unpack_body(former) == msgspec.structs.replace(body, tag=0)
