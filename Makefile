@@ -57,7 +57,7 @@ demo: .venv/installed ## The product on this machine over MovieLens-100K: make d
 	@.venv/bin/streamrec demo $(if $(EVENTS),--events $(EVENTS)) $(if $(JSON),--json $(JSON))
 
 test: .venv/installed lint types check-imports ## All that CI does; ends with pytest's closing line.
-	@.venv/bin/python -m pytest
+	@.venv/bin/python -m pytest -n 2 --dist loadfile
 
 lint: .venv/installed ## Style and formatting.
 	@.venv/bin/ruff check .
