@@ -144,7 +144,8 @@ def superfluous(releases: Releases, created: Iterable[tuple[int, str]], keep: in
         created: (created_ms, version) of every version in the registry.
     Returns: the oldest first.
     """
-    others = sorted(each for each in created if each[1] not in releases.in_use())
+    in_use = releases.in_use()
+    others = sorted(each for each in created if each[1] not in in_use)
     return [version for _, version in (others[:-keep] if keep else others)]
 
 

@@ -114,8 +114,8 @@ class UserState:
         self.shown: tuple[ShownList, ...] = ()
         """The latest lists and impressions, oldest first, for joining interactions to them."""
         self.tag = 0
-        """What other users' habits know this one by, from his first interaction on; a forgotten user's points to nobody
-        any more, and if he comes back he gets another."""
+        """What other users' habits know this one by, from his first event on; a forgotten user's points to nobody any
+        more, and if he comes back he gets another."""
         # Item indices of the excluded items, derived from `seen` as far as the catalogue knows them.
         self.excluded: npt.NDArray[np.int32] = np.empty(16, np.int32)
         self.excluded_size = 0

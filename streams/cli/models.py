@@ -226,7 +226,8 @@ async def _prune(settings: Settings, keep: int, dry_run: bool) -> None:
             registry.delete(version)
         typer.echo(f"{'would be deleted' if dry_run else 'deleted'}  {version}  {releases.state(version)}")
     # Among them those of a run that ended between the two steps.
-    gone = [row.version for row in rows if not row.in_registry and row.version not in releases.in_use()] + doomed
+    in_use = releases.in_use()
+    gone = [row.version for row in rows if not row.in_registry and row.version not in in_use] + doomed
     if gone and not dry_run:
         async with _writing(settings) as log:
             await log.remove(gone)
