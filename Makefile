@@ -90,7 +90,7 @@ online: .venv-train/installed ## Online learning over Kafka: frozen and learning
 	@.venv-train/bin/python -m tests.benchmarks.online --json $(or $(JSON),benchmark-results/online.json)
 
 train-test: .venv-train/installed ## The tests that need torch, in an environment of their own.
-	@.venv-train/bin/python -m pytest -m train
+	@.venv-train/bin/python -m pytest -m train -n 2 --dist loadfile
 
 kafka: ## A real Apache Kafka on 127.0.0.1:9092 in the foreground, by hand: make kafka [KAFKA_PORT=9092]
 	@deploy/kafka/start.sh build/kafka $(KAFKA_PORT)

@@ -57,7 +57,8 @@ async def test_events_of_a_topic_made_anew_all_count_whether_the_worker_ran_mean
     await deployed.send_events(while_running)
     await until(lambda: not worker.running, "the worker ends, for its supervisor to start it again")
     assert worker.status == 1, worker.log_tail()
-    assert "made anew" in worker.log_tail()
+    # It looks now and then: whether it sees the new topic or the moment without one is chance.
+    assert any(words in worker.log_tail() for words in ("made anew", f"{deployed.prefix}.events does not exist"))
     worker.start()
     await worker.until_ready()
     await until(lambda: worker.metric("streamrec_events_total") >= len(while_running), "all of the third topic is read")
