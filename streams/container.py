@@ -261,25 +261,30 @@ class Container:
             forget=self._forget_bundles,
             retry=self.model_retry,
             metrics=metrics,
+            rollout=settings.rollout_plan,
             refused=self.refused,
         )
 
     # models ----------------------------------------------------------------------------------------------------------
 
     async def _first_bundle(self) -> tuple[Bundle, UserStore, Release | None]:
-        """The champion, where there is one that can be had and served here; else the settings' bundle, loudly."""
+        """The champion, where there is one that can be had and served here; else the settings' bundle, loudly. During a
+        champion's trial, the version before it."""
         champion = self.releases.champion
-        if champion is not None:
+        on_trial = self.settings.rollout_plan.until_ms(champion) > self.clock.wall_ms()
+        versions = [] if champion is None else [champion.version]
+        if champion is not None and on_trial:
+            versions = [] if champion.previous is None else [champion.previous, champion.version]
+        for version in versions:
+            release = champion if champion is not None and version == champion.version else None
             try:
-                bundle = await self._fetched(
-                    champion.version, None, Retry(self.metrics.count_retry, FIRST_MODEL_SECONDS)
-                )
-                return bundle, await self._open_users(bundle), champion
+                bundle = await self._fetched(version, None, Retry(self.metrics.count_retry, FIRST_MODEL_SECONDS))
+                return bundle, await self._open_users(bundle), release
             except (BundleError, RegistryError, UserStoreError) as error:
-                if is_final(error):
-                    self.refused = champion
+                if release is not None and is_final(error):
+                    self.refused = release
                 self.metrics.count_switch("refused" if is_final(error) else "failed")
-                log.error("the champion %s cannot be served, the settings' bundle is: %s", champion.version, error)
+                log.error("the released %s cannot be served from the start: %s", version, error)
         bundle = await self._opened(self.bundle_path, None)
         return bundle, await self._open_users(bundle), None
 

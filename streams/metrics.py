@@ -12,6 +12,7 @@ from typing import Any, Literal, Self
 
 from prometheus_client import Counter
 
+from models.domain.batch import ScoredList
 from streams.metric_base import MetricSet
 
 STAGES = (
@@ -98,7 +99,6 @@ SPREAD_BUCKETS = (0.125, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 16.
 NORM_BUCKETS = (0.25, 0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 15.0, 25.0, 50.0)
 CHUNK_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096)
 
-OnlineList = Literal["last_published", "asked"]
 OnlineUser = Literal["cold", "warm"]
 
 
@@ -140,6 +140,12 @@ class Metrics(MetricSet):
             "Time a switch took: to prepare it beside the events, and the pause of the events.",
             SWITCH_BUCKETS,
             "phase",
+        )
+        self._trial = self._gauge(
+            "trial_share",
+            "Share of users on whom a released version is tried; none outside a trial.",
+            "version",
+            "mode",
         )
         self._refolded = self._counter("refolded_states", "User states of another model version that were rebuilt.")
         self._malformed = self._counter("malformed_releases", "Messages of the topic `models` that say nothing.")
@@ -282,6 +288,12 @@ class Metrics(MetricSet):
     def count_switch(self, outcome: Literal["switched", "refused", "failed"]) -> None:
         self._switches.labels(outcome).inc()
 
+    def set_trial(self, version: str, mode: str, share: float) -> None:
+        self._trial.labels(version, mode).set(share)
+
+    def end_trial(self) -> None:
+        self._trial.clear()
+
     def observe_switch(self, phase: Literal["prepare", "pause"], seconds: float) -> None:
         self._switch.labels(phase).observe(seconds)
 
@@ -296,7 +308,7 @@ class Metrics(MetricSet):
         self._provider.labels(provider).set(1)
 
     def count_online(
-        self, model_version: str, user: OnlineUser, shown: OnlineList, *, scored: int, hits: int, ndcg_sum: float
+        self, model_version: str, user: OnlineUser, shown: ScoredList, *, scored: int, hits: int, ndcg_sum: float
     ) -> None:
         """Add a chunk's quality: of `scored` interactions, `hits` had their item among the first ten of the list."""
         self._show_version(model_version)

@@ -23,6 +23,7 @@ from pydantic_settings import TomlConfigSettingsSource as TomlSource
 
 from models.domain.errors import SettingsError
 from models.domain.events import INTERACTION_STRENGTHS, MAX_LIST_LENGTH, RESERVED_TYPES
+from models.domain.releases import Rollout, RolloutMode
 
 ENV_PREFIX = "STREAMREC_"
 DEFAULT_CONFIG_FILE = "streamrec.toml"
@@ -192,6 +193,18 @@ class Settings(BaseSettings):
     follow_models: bool = _setting(
         True, "Model", "Serve the champion of the topic `models`; false = the bundle of the settings, whatever it says."
     )
+    rollout: RolloutMode = _setting(
+        "at_once",
+        "Model",
+        "How a promoted version reaches the users: all of them at once; `shadow` scores it beside the served one first,"
+        " `canary` serves a share of them first. A rollback is at once.",
+    )
+    rollout_share: float = _setting(
+        0.1, "Model", "Share of the users, by hash, who are in a shadow's or a canary's trial.", gt=0, le=1
+    )
+    rollout_seconds: float = _setting(
+        3_600, "Model", "Length of the trial, from the promotion on; then everybody is served.", ge=1, le=2_592_000
+    )
     text_model: str = _setting(
         "", "Model", "Text encoder: a directory or a hub name; empty = MiniLM from the installed package."
     )
@@ -330,6 +343,10 @@ class Settings(BaseSettings):
     def registry_url(self) -> str:
         """The registry's URL or directory, the default put in."""
         return self.registry or str(self.data_dir / "models")
+
+    @property
+    def rollout_plan(self) -> Rollout:
+        return Rollout(self.rollout, self.rollout_share, int(self.rollout_seconds * 1_000))
 
     def redacted(self) -> dict[str, Any]:
         """Every setting as plain JSON values, for people and logs: secrets and passwords in URLs are hidden."""

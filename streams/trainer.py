@@ -210,10 +210,16 @@ class Trainer:
         self._rounded = time.monotonic()
         self.metrics.observe_round(done.decision, self._rounded - started, done.figures)
         log.info("round: %s", done.decision, extra={"reason": done.reason, **done.figures})
-        if done.decision == "promote":
+        if done.decision == "promote" and self._on_trial():
+            log.info("not released: the champion is still on trial")
+        elif done.decision == "promote":
             await self._promote(consumer, done)
         elif done.decision == "rollback":
             await self._roll_back(consumer, done)
+
+    def _on_trial(self) -> bool:
+        """Whether workers still try the champion on some users: another release would begin its trial anew."""
+        return self.settings.rollout_plan.until_ms(self.releases.champion) > time.time_ns() // 1_000_000
 
     async def _promote(self, consumer: Any, done: Round) -> None:
         folder = Path(tempfile.mkdtemp(prefix="challenger-", dir=self.directory))

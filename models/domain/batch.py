@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -73,12 +73,15 @@ class PipelineOptions(NamedTuple):
         return self.strengths.get(kind, 1.0) * (1.0 if value is None else 0.25 + 0.75 * self.liking(kind, value))
 
 
+ScoredList = Literal["asked", "last_published", "shadow"]
+
+
 class Score(NamedTuple):
     """The online metric at one event."""
 
     position: int
-    list: str
-    """`asked` or `last_published`."""
+    list: ScoredList
+    """Asked just before the event, published last before it, or asked before the batch of two models on trial."""
     model_version: str
     cold: bool
     place: int

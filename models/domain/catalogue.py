@@ -12,8 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.domain.events import Item
-
-F32 = npt.NDArray[np.float32]
+from models.domain.item_vectors import F32, ItemVectors
 
 
 def item_hash(item_id: str) -> int:
@@ -48,7 +47,10 @@ class Catalogue:
     """
 
     def __init__(self, dimension: int, capacity: int = 1_024, placeholder: Callable[[str], F32] | None = None) -> None:
-        self.dimension, self.placeholder = dimension, placeholder
+        self.dimension = dimension
+        self.served = ItemVectors(capacity, dimension, placeholder)
+        """The vectors that everybody is served by; `vectors` and `has_vector` are theirs."""
+        self._attached = [self.served]
         self.placeholders = 0
         """Undeclared items that an event made, so far."""
         self.ids: list[str] = []
@@ -60,11 +62,18 @@ class Catalogue:
         self.known = np.zeros(capacity, np.bool_)
         self.removed = np.zeros(capacity, np.bool_)
         self.declared = np.zeros(capacity, np.bool_)
-        self.has_vector = np.zeros(capacity, np.bool_)
-        self.vectors: F32 = np.zeros((capacity, dimension), np.float32)
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def vectors(self) -> F32:
+        """float32[capacity, D]."""
+        return self.served.rows
+
+    @property
+    def has_vector(self) -> npt.NDArray[np.bool_]:
+        return self.served.present
 
     def intern(self, item_id: str) -> int:
         """The item's index, given out at the first sight of its id."""
@@ -80,8 +89,8 @@ class Catalogue:
         self.hashes.append(hashed)
         self.index[item_id] = at
         self.index_by_hash[hashed] = at
-        if self.placeholder is not None:
-            self.set_vectors([at], self.placeholder(item_id)[None])
+        for vectors in self._attached:
+            vectors.hold_place(at, item_id)
         return at
 
     def intern_many(self, item_ids: Iterable[str]) -> npt.NDArray[np.int32]:
@@ -115,43 +124,32 @@ class Catalogue:
     def remove(self, item_id: str) -> None:
         at = self.intern(item_id)
         self.removed[at] = True
-        self.declared[at] = self.available[at] = self.known[at] = self.has_vector[at] = False
-        self.vectors[at] = 0.0
+        self.declared[at] = self.available[at] = self.known[at] = False
+        for vectors in self._attached:
+            vectors.clear(at)
 
     def set_vectors(self, indices: Sequence[int] | npt.NDArray[np.int32], vectors: F32) -> None:
-        """
-        Args:
-            vectors: float32[n, D].
-        """
-        at = np.asarray(indices, np.int64)
-        self.vectors[at] = vectors
-        self.has_vector[at] = np.any(vectors[:, :-1] != 0.0, axis=1)
+        """Of the served model. Args: vectors: float32[n, D]."""
+        self.served.put(indices, vectors)
 
-    def exchange(self, vectors: F32, placeholder: Callable[[str], F32]) -> None:
-        """Another model's vectors in place of all there are.
+    def attach(self, placeholder: Callable[[str], F32]) -> ItemVectors:
+        """Another model's vectors, empty; kept in step from now on with items that come, go, or are named by events."""
+        self._attached.append(vectors := ItemVectors(len(self.available), self.dimension, placeholder))
+        return vectors
 
-        Args:
-            vectors: float32[n, D] of the first n items, taken over and not copied where they have room for all; zeros
-                where an item has none. The items after them are placeholders.
-            placeholder: that model's.
-        """
-        known, given = len(self.ids), len(vectors)
-        self.placeholder = placeholder
-        if given < len(self.available):
-            wide = np.zeros((len(self.available), self.dimension), np.float32)
-            wide[:given] = vectors
-            vectors = wide
-        self.vectors = vectors
-        for at in range(given, known):
-            self.vectors[at] = placeholder(self.ids[at])
-        self.vectors[:known][self.removed[:known]] = 0.0
-        self.has_vector[:known] = np.any(self.vectors[:known, :-1] != 0.0, axis=1)
+    def detach(self, vectors: ItemVectors) -> None:
+        """Let go of vectors that are not served; of those that are, nothing happens."""
+        self._attached = [each for each in self._attached if each is self.served or each is not vectors]
+
+    def serve(self, vectors: ItemVectors) -> None:
+        """Attached vectors in place of the served ones, which are let go."""
+        former, self.served = self.served, vectors
+        self.detach(former)
 
     def _grow(self, capacity: int) -> None:
-        for name in ("available", "known", "removed", "declared", "has_vector"):
+        for name in ("available", "known", "removed", "declared"):
             wide = np.zeros(capacity, np.bool_)
             wide[: len(self.ids)] = getattr(self, name)
             setattr(self, name, wide)
-        vectors = np.zeros((capacity, self.dimension), np.float32)
-        vectors[: len(self.ids)] = self.vectors
-        self.vectors = vectors
+        for vectors in self._attached:
+            vectors.grow(capacity)

@@ -7,7 +7,7 @@ states are copied.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 from typing import Protocol
@@ -22,6 +22,7 @@ from models.domain.candidates import CANDIDATES, SOURCE_COUNT, Scratch, new_scra
 from models.domain.catalogue import Catalogue
 from models.domain.events import Forget
 from models.domain.features import BASE_COUNT
+from models.domain.item_vectors import ItemVectors
 from models.domain.ports import F32, NO_VALUE, EventInputs, Ranker, UserEncoder, ValueReader
 from models.domain.ranking import AdaptiveWeights
 from models.domain.slices import Slice
@@ -71,6 +72,7 @@ class Pipeline:
         nearest: the vector index to ask; None = an exact pass over the catalogue's vectors.
         reader: reads values from texts for the encoder, where users gave none; None leaves them without.
         stage: called with a stage's name, gives the context manager that times it.
+        vectors: this model's, attached to the catalogue; None = those that the catalogue serves.
     """
 
     def __init__(
@@ -85,10 +87,12 @@ class Pipeline:
         nearest: NearestItems | None = None,
         stage: Stage = untimed,
         reader: ValueReader | None = None,
+        vectors: ItemVectors | None = None,
     ) -> None:
         self.options = options
         self.catalogue = Catalogue(encoder.dimension) if catalogue is None else catalogue
         self.statistics = statistics or Statistics()
+        self._own_vectors = vectors
         self.index, self.stage = nearest, stage
         self.json = msgspec.json.Encoder()
         self._scratch = new_scratch(1)
@@ -113,6 +117,33 @@ class Pipeline:
         self.newcomer = encoder.initial_user()
         """float32[D], the vector of a user without events; never changed in place."""
 
+    def beside(
+        self,
+        encoder: UserEncoder,
+        ranker: Ranker,
+        model_version: str,
+        reader: ValueReader | None,
+        nearest: NearestItems | None,
+        vectors: ItemVectors | None,
+    ) -> Pipeline:
+        """Another model over the same catalogue and statistics."""
+        return Pipeline(
+            encoder=encoder,
+            ranker=ranker,
+            model_version=model_version,
+            options=self.options,
+            catalogue=self.catalogue,
+            statistics=self.statistics,
+            nearest=nearest,
+            stage=self.stage,
+            reader=reader,
+            vectors=vectors,
+        )
+
+    @property
+    def vectors(self) -> ItemVectors:
+        return self.catalogue.served if self._own_vectors is None else self._own_vectors
+
     def run(
         self,
         incoming: Sequence[Incoming],
@@ -122,6 +153,8 @@ class Pipeline:
         stream_now_ms: int = 0,
         texts: Mapping[str, F32] | None = None,
         options: PipelineOptions | None = None,
+        positions: Sequence[int] | None = None,
+        into: BatchResult | None = None,
     ) -> BatchResult:
         """Play records in log order.
 
@@ -131,10 +164,13 @@ class Pipeline:
             stream_now_ms: the stream's clock, for requests without a time of their own.
             texts: embedding (float32[E]) of each text that the records carry.
             options: instead of the pipeline's own, for this batch.
+            positions: of the records that are played, in order; None = all. Of one user all or none.
+            into: what other positions of the batch led to already; this is added to it.
         """
-        result = BatchResult(len(incoming))
+        result = BatchResult(len(incoming)) if into is None else into
         before = None if self.weights is None else (self.weights.weights.copy(), self.weights.squares.copy())
-        for records in _slices(incoming):
+        chosen = enumerate(incoming) if positions is None else ((at, incoming[at]) for at in positions)
+        for records in _slices(chosen):
             Slice(
                 self, records, states, result, options or self.options, generated_at_ms, stream_now_ms, texts or {}
             ).play()
@@ -163,7 +199,7 @@ class Pipeline:
         times = [-1, *(r.event_time_ms for r in history)]
         items = self.catalogue.intern_many([r.item_id for r in history])
         inputs = EventInputs(
-            item=self.catalogue.vectors[items][None],
+            item=self.vectors.rows[items][None],
             text=np.zeros((1, len(history), self.encoder.text_dimension), np.float32),
             kind=np.array([[self.kind_index(r.kind) for r in history]], np.int64),
             strength=np.array([[self.options.strength(r.kind, r.value) for r in history]], np.float32),
@@ -190,12 +226,12 @@ class Pipeline:
             return self.index.nearest(users, excluded, starts, ends, self.nearest_depth)
         out = np.full((len(users), self.nearest_depth), -1, np.int32)
         items = len(self.catalogue)
-        eligible = self.catalogue.has_vector[:items] & self.catalogue.available[:items]
+        eligible = self.vectors.present[:items] & self.catalogue.available[:items]
         known = np.flatnonzero(np.any(users[:, :-1] != 0.0, axis=1))
         if len(known) and eligible.any():
             places = np.empty((len(known), self.nearest_depth), np.int32)
             scores = np.empty((len(known), items), np.float32)
-            ranking.inner_products(users[known], self.catalogue.vectors, scores)
+            ranking.inner_products(users[known], self.vectors.rows, scores)
             ranking.nearest(scores, eligible, excluded, starts[known], ends[known], places)
             out[known] = places
         return out
@@ -206,11 +242,11 @@ class Pipeline:
         return self._scratch
 
 
-def _slices(incoming: Sequence[Incoming]) -> list[list[tuple[int, Incoming]]]:
+def _slices(incoming: Iterable[tuple[int, Incoming]]) -> list[list[tuple[int, Incoming]]]:
     """Cut a batch; whoever asks to be forgotten stands alone, so that nothing of before him is still under way."""
     slices: list[list[tuple[int, Incoming]]] = []
     current: list[tuple[int, Incoming]] = []
-    for position, record in enumerate(incoming):
+    for position, record in incoming:
         alone = isinstance(record.event, Forget)
         if current and (alone or len(current) == SLICE):
             slices.append(current)

@@ -5,7 +5,7 @@ The topic is compacted: under the key `champion` stands the newest release, unde
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -15,6 +15,7 @@ RELEASE_VERSION = 1
 CHAMPION = "champion"
 
 State = Literal["candidate", "champion", "retired", "rolled_back"]
+RolloutMode = Literal["at_once", "shadow", "canary"]
 
 
 class Release(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,6 +46,23 @@ class ModelEntry(msgspec.Struct, frozen=True, kw_only=True):
     at_ms: int = 0
     """When it came into this state."""
     schema_version: int = RELEASE_VERSION
+
+
+class Rollout(NamedTuple):
+    """How a promoted version reaches everybody. A rollback does at once, whatever this says."""
+
+    mode: RolloutMode = "at_once"
+    """`shadow`: lists are asked of it too and none is published. `canary`: it serves some users."""
+    share: float = 0.1
+    """Of the users, by hash."""
+    trial_ms: int = 3_600_000
+    """From the release on; then it serves everybody."""
+
+    def until_ms(self, release: Release | None) -> int:
+        """When everybody is served by the release; 0 = from the start."""
+        if self.mode == "at_once" or release is None or release.action == "rollback":
+            return 0
+        return release.at_ms + self.trial_ms
 
 
 _encoder = msgspec.json.Encoder()

@@ -135,6 +135,7 @@ class Slice:
     ) -> None:
         self.pipeline, self.catalogue = pipeline, pipeline.catalogue
         self.records, self.stored, self.result, self.options = records, stored, result, options
+        self._events = {position: record.event for position, record in records}
         self.generated_at_ms, self.stream_now_ms, self.texts = generated_at_ms, stream_now_ms, texts
         self.steps: list[waves.Step] = []
         self.rows: list[_Row] = []
@@ -282,7 +283,7 @@ class Slice:
         self._step(
             position,
             state,
-            catalogue.vectors[item] if catalogue.has_vector[item] else None,
+            self._vector(item),
             encoded_text(event),
             kind,
             options.strength(kind, value),
@@ -317,8 +318,7 @@ class Slice:
     def _hide(self, position: int, event: Hide, state: UserState) -> None:
         item = self.catalogue.intern(str(event.item_id))
         state.remember_item(self.catalogue, item, excluded=True)
-        vector = self.catalogue.vectors[item] if self.catalogue.has_vector[item] else None
-        self._step(position, state, vector, None, event.type, HIDE_STRENGTH, NO_VALUE, event.event_time_ms)
+        self._step(position, state, self._vector(item), None, event.type, HIDE_STRENGTH, NO_VALUE, event.event_time_ms)
         self._settle(state, event.event_time_ms)
         self._answer(position, state, event.event_time_ms)
 
@@ -346,6 +346,10 @@ class Slice:
     def _settle(self, state: UserState, now_ms: int) -> None:
         state.events += 1
         state.last_event_ms = max(state.last_event_ms, now_ms)
+
+    def _vector(self, item: int) -> F32 | None:
+        vectors = self.pipeline.vectors
+        return vectors.rows[item] if vectors.present[item] else None
 
     def _step(
         self,
@@ -552,7 +556,7 @@ class Slice:
         ranking.play(
             pipeline.statistics.arrays,
             pipeline.scratch(),
-            self.catalogue.vectors,
+            self.pipeline.vectors.rows,
             self.catalogue.available,
             query,
             people,
@@ -642,7 +646,7 @@ class Slice:
         return reasons
 
     def _event(self, position: int) -> Event | Request:
-        return self.records[position - self.records[0][0]][1].event
+        return self._events[position]
 
     def _message(self, row: _Row, items: tuple[RecommendedItem, ...]) -> bytes:
         event = self._event(row.position)

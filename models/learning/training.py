@@ -255,7 +255,7 @@ class Training:
         catalogue = pipeline.catalogue
         vectors = weights.item_vectors(item_text)
         cold = weights.item_vectors(np.zeros((1, item_text.shape[1]), np.float32), np.array([-1]))[0]
-        catalogue.placeholder = lambda _: cold
+        catalogue.served.placeholder = lambda _: cold
         catalogue.set_vectors(np.arange(len(vectors), dtype=np.int32), vectors)
 
     def _take(self, player: Player) -> None:

@@ -54,17 +54,18 @@ class CatalogueFeed:
 
     def prepare(self, index: ItemIndex, placeholder: Callable[[str], F32], retry: Retry) -> NextVectors:
         """Begin to gather the vectors of another version; what is declared from now on is expected there too."""
-        self._next = NextVectors(self._catalogue, index, placeholder, retry, dict(self._hashes))
+        self._next = NextVectors(self._catalogue, index, placeholder, retry, dict(self._hashes), self._lock)
         return self._next
 
     def abandon(self) -> None:
         """Nothing more is prepared."""
+        if self._next is not None:
+            self._next.abandon()
         self._next = None
 
     def use(self, vectors: NextVectors) -> None:
         """Serve the version that was prepared; the caller holds the lock."""
-        vectors.complete()
-        self._catalogue.exchange(vectors.rows, vectors.placeholder)
+        self._catalogue.serve(vectors.vectors)
         self._index, self._waiting = vectors.index, vectors.waiting
         self._look.set()
 

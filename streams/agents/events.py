@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from models.domain.batch import FOLDED, FUTURE, LATE, REPLAYED, BatchResult, Incoming
+from models.domain.batch import FOLDED, FUTURE, LATE, REPLAYED, BatchResult, Incoming, ScoredList
 from models.domain.deltas import Ledger, encode_delta
 from models.domain.errors import EventDecodeError
 from models.domain.evaluation import hit, ndcg
@@ -24,8 +24,11 @@ from models.domain.events import EventContract, Request, encoded_text
 from models.domain.feedback import encode_feedback
 from models.domain.pipeline import Pipeline
 from models.domain.ports import F32, TextEncoder
+from models.domain.state import UserState
+from models.domain.trial import compare
 from streams.agents.clock import StreamClock
 from streams.agents.forwarding import Origin, encode_origin, origin_of, trace_of
+from streams.agents.trial import Part, Trial, parts_of
 from streams.agents.users import UserStates
 from streams.kafka.chunks import Chunk
 from streams.kafka.dead_letters import dead_letter_message
@@ -77,6 +80,8 @@ class EventRoad:
         self.text_encoder, self.publisher, self.metrics, self.clock = text_encoder, publisher, metrics, clock
         self.executor, self.lock, self.incarnation, self.partitions = executor, lock, incarnation, partitions
         self.dead_letter_bytes = dead_letter_bytes
+        self.trial: Trial | None = None
+        """From the next chunk on."""
 
     def log_of(self, topic: str, partition: int) -> str:
         return f"{topic}@{self.incarnation[topic]}/{partition}"
@@ -96,17 +101,13 @@ class EventRoad:
             return
         with metrics.stage("state_load"):
             states = await self.users.load(str(one.event.user_id) for one in decoded.incoming)
+        trial = self.trial
+        parts = parts_of(decoded.incoming, self.pipeline, self.text_encoder, trial)
         with metrics.stage("text_encode"):
-            texts = await self._encode_texts(decoded.incoming)
-        play = partial(
-            self.pipeline.run,
-            decoded.incoming,
-            states,
-            generated_at_ms=lambda _: self.clock.wall_ms(),
-            stream_now_ms=self.clock.now_ms(),
-            texts=texts,
-        )
-        placeholders, refolded = self.pipeline.catalogue.placeholders, self.pipeline.refolded
+            texts = [await self._encode_texts(decoded.incoming, part) for part in parts]
+        play = partial(self._play, decoded.incoming, states, list(zip(parts, texts, strict=True)), trial)
+        placeholders = self.pipeline.catalogue.placeholders
+        refolded = sum(part.pipeline.refolded for part in parts)
         result: BatchResult = await asyncio.get_running_loop().run_in_executor(self.executor, play)
         await self._send(self._refused(decoded, result))
         with metrics.stage("delta"):
@@ -118,7 +119,7 @@ class EventRoad:
             await self.users.save(result.states, epoch)
         with metrics.stage("publish"):
             await self._publish(decoded, result)
-        metrics.count_refolded(self.pipeline.refolded - refolded)
+        metrics.count_refolded(sum(part.pipeline.refolded for part in parts) - refolded)
         metrics.count_items("placeholder", int(self.pipeline.catalogue.placeholders - placeholders))
         self._observe(chunk, decoded, result)
 
@@ -155,13 +156,39 @@ class EventRoad:
         self.metrics.count_events({("unknown", "dead_letter"): 1})
         return dead_letter_message(record, self.names.dead_letters, reason, detail, max_bytes=self.dead_letter_bytes)
 
-    async def _encode_texts(self, incoming: Sequence[Incoming]) -> dict[str, F32]:
-        texts = list(dict.fromkeys(text for one in incoming if (text := encoded_text(one.event))))
+    async def _encode_texts(self, incoming: Sequence[Incoming], part: Part) -> dict[str, F32]:
+        texts = list(dict.fromkeys(text for at in part.positions if (text := encoded_text(incoming[at].event))))
         if not texts:
             return {}
-        encode = partial(self.text_encoder.encode_many, texts)
+        encode = partial(part.text_encoder.encode_many, texts)
         vectors = await asyncio.get_running_loop().run_in_executor(self.executor, encode)
         return dict(zip(texts, vectors, strict=True))
+
+    # play ------------------------------------------------------------------------------------------------------------
+
+    def _play(
+        self,
+        incoming: Sequence[Incoming],
+        states: Mapping[str, UserState],
+        parts: Sequence[tuple[Part, Mapping[str, F32]]],
+        trial: Trial | None,
+    ) -> BatchResult:
+        result = BatchResult(len(incoming))
+        if trial is not None and trial.mode == "shadow":
+            # Before anything is played: the statistics must not know yet what was chosen.
+            result.scores += compare([self.pipeline, trial.pipeline], incoming, states, trial.includes)
+        stream_now_ms = self.clock.now_ms()
+        for part, texts in parts:
+            part.pipeline.run(
+                incoming,
+                states,
+                generated_at_ms=lambda _: self.clock.wall_ms(),
+                stream_now_ms=stream_now_ms,
+                texts=texts,
+                positions=part.positions,
+                into=result,
+            )
+        return result
 
     # effects ---------------------------------------------------------------------------------------------------------
 
@@ -270,14 +297,14 @@ class EventRoad:
             [made.spread for made in result.published if made.spread is not None],
             [float(np.linalg.norm(state.memory)) for state in result.states.values()],
         )
-        groups: dict[tuple[str, bool, str], list[int]] = {}
+        groups: dict[tuple[str, bool, ScoredList], list[int]] = {}
         for score in result.scores:
             groups.setdefault((score.model_version, score.cold, score.list), []).append(score.place)
         for (version, cold, shown), places in groups.items():
             metrics.count_online(
                 version,
                 "cold" if cold else "warm",
-                "asked" if shown == "asked" else "last_published",
+                shown,
                 scored=len(places),
                 hits=int(sum(map(hit, places))),
                 ndcg_sum=sum(map(ndcg, places)),

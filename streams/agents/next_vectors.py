@@ -43,11 +43,12 @@ async def found_in(index: ItemIndex, waiting: dict[str, str], retry: Retry) -> A
 
 
 class NextVectors:
-    """Rows by catalogue index.
+    """Rows by catalogue index, attached to the catalogue until they are served or abandoned.
 
     Args:
         placeholder: the coming version's.
         waiting: item id -> content hash, of every declared item; kept up to date by `expect` and `forget`.
+        lock: held while rows are written, since the pipeline's thread may name an item that makes them grow.
     """
 
     def __init__(
@@ -57,14 +58,15 @@ class NextVectors:
         placeholder: Callable[[str], F32],
         retry: Retry,
         waiting: dict[str, str],
+        lock: asyncio.Lock,
     ) -> None:
-        self.index, self.placeholder, self.waiting = index, placeholder, waiting
-        self.rows: F32 = np.zeros_like(catalogue.vectors)
-        """float32[capacity, D]."""
-        self._catalogue, self._retry = catalogue, retry
+        self.index, self.waiting = index, waiting
+        self.vectors = catalogue.attach(placeholder)
+        self._catalogue, self._retry, self._lock = catalogue, retry, lock
+        self._known = len(catalogue)
+        """Items that were there before: those that come later get their place when they come."""
         self._required = set(waiting)
         """Items without which the version is not served; one that is declared later may come later."""
-        self._has_row = np.zeros(len(self.rows), np.bool_)
 
     @property
     def missing(self) -> int:
@@ -79,35 +81,27 @@ class NextVectors:
         self.waiting.pop(item_id, None)
         self._required.discard(item_id)
 
+    def abandon(self) -> None:
+        """Nothing more is gathered; of vectors that are served by now, nothing changes."""
+        self._catalogue.detach(self.vectors)
+
     async def cover(self) -> None:
         """Placeholders for items that nobody declared, which no index holds."""
-        for at, item_id in enumerate(list(self._catalogue.ids)):
-            if item_id not in self.waiting:
-                self._set(at, self.placeholder(item_id))
-            if at % PAGE == 0:
-                await asyncio.sleep(0)  # the event loop has events to serve
+        catalogue = self._catalogue
+        for start in range(0, self._known, PAGE):
+            async with self._lock:
+                for at in range(start, min(start + PAGE, self._known)):
+                    if not catalogue.declared[at] and not catalogue.removed[at]:
+                        self.vectors.hold_place(at, catalogue.ids[at])
+            await asyncio.sleep(0)  # the event loop has events to serve
 
     async def fetch(self) -> None:
         """Take over every vector that is in the index by now. Raises: ItemIndexError."""
         async for found in found_in(self.index, self.waiting, self._retry):
-            for item_id, vector in found.items():
-                self._set(self._catalogue.index[item_id], vector)
+            async with self._lock:
+                # One that was removed while we waited for our turn is no longer expected.
+                kept = {item_id: vector for item_id, vector in found.items() if item_id in self.waiting}
+                if kept:
+                    at = [self._catalogue.index[item_id] for item_id in kept]
+                    self.vectors.put(at, np.stack(list(kept.values())))
             self._required.difference_update(found)
-
-    def complete(self) -> None:
-        """Placeholders for what came last: items that events named since, and new ones whose vector is on its way."""
-        known = len(self._catalogue)
-        self._reach(known)
-        for at in np.flatnonzero(~self._has_row[:known]).tolist():
-            self._set(at, self.placeholder(self._catalogue.ids[at]))
-
-    def _set(self, at: int, vector: F32) -> None:
-        self._reach(at + 1)
-        self.rows[at] = vector
-        self._has_row[at] = True
-
-    def _reach(self, items: int) -> None:
-        if items > len(self.rows):
-            rows, has_row = np.zeros_like(self._catalogue.vectors), np.zeros(len(self._catalogue.vectors), np.bool_)
-            rows[: len(self.rows)], has_row[: len(self.rows)] = self.rows, self._has_row
-            self.rows, self._has_row = rows, has_row

@@ -9,18 +9,20 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from models.domain.deltas import Ledger
 from models.domain.errors import RecommenderError
 from models.domain.pipeline import NearestItems, Pipeline
 from models.domain.ports import ItemIndex
 from models.domain.releases import Release
+from models.domain.trial import is_drawn
 from models.encoders.bundle import Bundle
 from streams.agents.catalogue import CatalogueFeed
 from streams.agents.events import EventRoad
 from streams.agents.items import ItemOwner, ItemSide
 from streams.agents.next_vectors import NextVectors
+from streams.agents.trial import Trial
 from streams.metrics import Metrics
 
 
@@ -68,7 +70,7 @@ class Serving:
         self.model, self.release = model, release
         self.owner, self.feed = owner, feed
         self._pipeline, self._ledger, self._road = pipeline, ledger, road
-        self._metrics, self._lock, self._wall_ms = metrics, lock, wall_ms
+        self._metrics, self._lock, self.wall_ms = metrics, lock, wall_ms
         self._tell()
 
     @property
@@ -113,17 +115,42 @@ class Serving:
         self._pipeline.index = model.nearest
         self._ledger.use(bundle.version, self._pipeline.weights)
         if vectors is None:
-            self._pipeline.catalogue.placeholder = bundle.item_encoder.placeholder
+            self._pipeline.catalogue.served.placeholder = bundle.item_encoder.placeholder
         else:
             self.feed.use(vectors)
         self.owner.use(model.side)
         self._road.text_encoder = bundle.text_encoder
         self.model = model
 
+    def begin_trial(
+        self, model: Model, vectors: NextVectors | None, mode: Literal["shadow", "canary"], share: float
+    ) -> None:
+        """Try a model on a share of the users from the next micro-batch on.
+
+        Args:
+            vectors: of the catalogue; None where both models have one collection.
+        """
+        bundle = model.bundle
+        pipeline = self._pipeline.beside(
+            bundle.user_encoder,
+            bundle.ranker,
+            bundle.version,
+            bundle.review_value,
+            model.nearest,
+            None if vectors is None else vectors.vectors,
+        )
+        version = bundle.version
+        self._road.trial = Trial(pipeline, bundle.text_encoder, mode, lambda user: is_drawn(user, version, share))
+        self._metrics.set_trial(version, mode, share)
+
+    def end_trial(self) -> None:
+        self._road.trial = None
+        self._metrics.end_trial()
+
     def watch(self) -> None:
         """Tell how old the served release is; called now and then."""
         if self.release is not None:
-            self._metrics.set_model_age((self._wall_ms() - self.release.at_ms) / 1_000)
+            self._metrics.set_model_age((self.wall_ms() - self.release.at_ms) / 1_000)
 
     def _tell(self) -> None:
         self._metrics.set_model(self.bundle.version)

@@ -15,7 +15,7 @@ from typing import Protocol
 
 from models.domain.errors import BundleError, RecommenderError
 from models.domain.ports import Stores
-from models.domain.releases import Release
+from models.domain.releases import Release, Rollout
 from models.encoders.bundle import Bundle
 from streams.agents.filling import PAUSES, Filler
 from streams.agents.items import Filling, ItemSide
@@ -56,6 +56,7 @@ class Switcher:
         kept: item collections that are never dropped, besides the served one and the former champion's.
         items_version_of: model version -> its item collection's; raises like `open_model`.
         forget: called with the versions that are still of use, so that other local copies can go.
+        rollout: how a promoted version reaches everybody.
         refused: a release that was refused before.
     """
 
@@ -72,11 +73,12 @@ class Switcher:
         forget: Callable[[set[str]], Awaitable[None]],
         retry: Retry,
         metrics: Metrics,
+        rollout: Rollout,
         refused: Release | None = None,
     ) -> None:
         self._serving, self._releases, self._open_model, self._filler = serving, releases, open_model, filler
         self._stores, self._kept, self._items_version_of, self._forget = stores, set(kept), items_version_of, forget
-        self._retry, self._metrics, self._refused = retry, metrics, refused
+        self._retry, self._metrics, self._rollout, self._refused = retry, metrics, rollout, refused
 
     async def run(self) -> None:
         """Until cancelled. Raises what leaves this worker half-way: it must end then."""
@@ -126,19 +128,52 @@ class Switcher:
             model = await self._open_model(version, self._serving.bundle)
             if model.bundle.items_version == self._serving.bundle.items_version:
                 # The very same vectors: nothing to wait for.
+                self._prepared(started)
+                await self._try_out(model, release, None, None)
                 await self._serving.exchange(model, release, None)
             else:
-                await self._gather(model, release)
+                await self._gather(model, release, started)
         except ExchangeError:
             raise
         except Exception as error:
             self._give_up(release, error)
             return False
         took = time.monotonic() - started
-        self._metrics.observe_switch("prepare", took)
         self._metrics.count_switch("switched")
         log.info("model switched", extra={"model": version, "sequence": release.sequence, "seconds": round(took, 3)})
         return True
+
+    def _prepared(self, started: float) -> None:
+        self._metrics.observe_switch("prepare", time.monotonic() - started)
+
+    async def _try_out(
+        self, model: Model, release: Release, vectors: NextVectors | None, filling: Filling | None
+    ) -> None:
+        """Returns when the release may serve everybody. A newer one, such as a rollback, ends the trial by cancelling.
+
+        Args:
+            vectors, filling: of the model, kept up to date meanwhile; None where its items are the served version's.
+        """
+        serving, rollout = self._serving, self._rollout
+        until_ms = rollout.until_ms(release)
+        # What a log-linear ranker learns it learns from all users, so that a share of them cannot tell its worth.
+        if (
+            rollout.mode == "at_once"
+            or model.bundle.ranker.initial_weights is not None
+            or until_ms <= serving.wall_ms()
+        ):
+            return
+        log.info("trial begins", extra={"model": release.version, "mode": rollout.mode, "share": rollout.share})
+        serving.begin_trial(model, vectors, rollout.mode, rollout.share)
+        try:
+            while serving.wall_ms() < until_ms:
+                await asyncio.sleep(POLL_SECONDS)
+                if vectors is not None:
+                    await vectors.fetch()
+                if filling is not None and filling.failure is not None:
+                    raise filling.failure
+        finally:
+            serving.end_trial()
 
     def _give_up(self, release: Release, error: Exception) -> None:
         final = is_final(error)
@@ -155,7 +190,7 @@ class Switcher:
             exc_info=not isinstance(error, RecommenderError),
         )
 
-    async def _gather(self, model: Model, release: Release) -> None:
+    async def _gather(self, model: Model, release: Release, started: float) -> None:
         """Have every item's vector in the new collection and in memory, then serve. Raises: SwitchStalledError."""
         serving = self._serving
         with self._filling(model.side) as filling:
@@ -165,6 +200,8 @@ class Switcher:
                 filler = self._filler(filling)
                 await filler.run(PAUSES)
                 await self._wait_for(vectors, filler, filling)
+                self._prepared(started)
+                await self._try_out(model, release, vectors, filling)
                 while not await serving.exchange(model, release, vectors):
                     await self._wait_for(vectors, filler, filling)
             finally:

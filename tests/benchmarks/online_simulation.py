@@ -59,7 +59,7 @@ class Stream:
         self.pipeline.use(user, ranker, version, self.pipeline.reader)
         text = np.zeros((len(catalogue), self.prepared.item_text.shape[1]), np.float32)
         text[: len(self.prepared.item_text)] = self.prepared.item_text
-        catalogue.placeholder = item.placeholder
+        catalogue.served.placeholder = item.placeholder
         catalogue.set_vectors(np.arange(len(catalogue), dtype=np.int32), item.encode_many(catalogue.ids, text))
 
     def play(self, end: int, **changes: Any) -> Iterator[list[Feedback]]:

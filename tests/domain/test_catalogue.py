@@ -108,26 +108,38 @@ def test_the_content_hash_follows_exactly_what_is_encoded() -> None:
         assert content_hash(item) != content_hash(other)
 
 
-def test_exchanged_vectors_take_the_place_of_all_and_the_rest_are_placeholders() -> None:
+def test_attached_vectors_keep_step_and_take_the_place_of_the_served_ones() -> None:
     catalogue = catalogue_of(3)
+    served = catalogue.served
+    coming = catalogue.attach(lambda item_id: np.full(catalogue.dimension, float(len(item_id)), np.float32))
+    coming.put([0, 1], np.full((2, catalogue.dimension), 7.0, np.float32))
     catalogue.remove("i1")
-    rows = np.full((2, catalogue.dimension), 7.0, np.float32)
-    catalogue.exchange(rows, lambda item_id: np.full(catalogue.dimension, float(len(item_id)), np.float32))
-    assert catalogue.vectors[0].tolist() == [7.0] * catalogue.dimension
-    assert not catalogue.vectors[1].any(), "a removed item has no vector"
-    assert catalogue.vectors[2].tolist() == [2.0] * catalogue.dimension
-    assert catalogue.has_vector[:3].tolist() == [True, False, True]
     late = catalogue.intern("newest")
-    assert catalogue.vectors[late].tolist() == [6.0] * catalogue.dimension
     for number in range(3_000):
         catalogue.intern(f"more-{number}")
-    assert catalogue.vectors[0].tolist() == [7.0] * catalogue.dimension, "it grows with its vectors"
+    assert catalogue.served is served
+    assert catalogue.vectors[0].any()
+    assert catalogue.vectors[0].tolist() != [7.0] * catalogue.dimension
+    assert len(coming.rows) == len(catalogue.vectors) == len(catalogue.available), "they grow together"
+
+    catalogue.serve(coming)
+    assert catalogue.vectors is coming.rows
+    assert catalogue.vectors[0].tolist() == [7.0] * catalogue.dimension
+    assert not catalogue.vectors[1].any(), "a removed item has no vector"
+    assert not catalogue.vectors[2].any(), "what was there before is the caller's to fill in"
+    assert catalogue.vectors[late].tolist() == [6.0] * catalogue.dimension
+    assert catalogue.has_vector[: late + 1].tolist() == [True, False, False, True]
+    before = served.rows.copy()
+    catalogue.remove("i0")
+    np.testing.assert_array_equal(served.rows, before)
 
 
-def test_exchanged_vectors_with_room_for_all_are_not_copied() -> None:
-    catalogue = catalogue_of(3)
-    rows = np.zeros_like(catalogue.vectors)
-    rows[:3] = 1.0
-    catalogue.exchange(rows, lambda _: np.zeros(catalogue.dimension, np.float32))
-    assert catalogue.vectors is rows
-    assert catalogue.has_vector.sum() == 3
+def test_detached_vectors_are_left_alone_and_served_ones_stay() -> None:
+    catalogue = catalogue_of(2)
+    coming = catalogue.attach(lambda _: np.ones(catalogue.dimension, np.float32))
+    catalogue.detach(coming)
+    catalogue.detach(catalogue.served)
+    at = catalogue.intern("new")
+    assert not coming.rows[at].any()
+    catalogue.set_vectors([at], np.ones((1, catalogue.dimension), np.float32))
+    assert catalogue.has_vector[at]

@@ -71,6 +71,7 @@ def test_one_version_and_one_provider_are_shown_at_a_time(metrics: Metrics) -> N
 
 def test_quality_counters_start_at_zero_and_add_up(metrics: Metrics) -> None:
     metrics.set_model("m1")
+    metrics.set_trial("m2", "canary", 0.1)
     labels = {"model_version": "m1", "user": "warm", "list": "asked"}
     assert metrics.registry.get_sample_value("streamrec_online_scored_events_total", labels) == 0
     metrics.count_online("m1", "warm", "asked", scored=10, hits=2, ndcg_sum=1.5)
@@ -116,6 +117,7 @@ def fill(metrics: Metrics) -> None:
     metrics.count_rebalance()
     metrics.count_retry("upsert")
     metrics.set_model("m1")
+    metrics.set_trial("m2", "canary", 0.1)
     metrics.set_provider("CPUExecutionProvider")
     metrics.count_online("m1", "cold", "last_published", scored=1, hits=1, ndcg_sum=1.0)
 

@@ -14,14 +14,15 @@ from tests.domain.helpers import OPTIONS, Player, catalogue_of, click, decode, f
 @pytest.mark.parametrize("count", [0, 1, SLICE - 1, SLICE, SLICE + 1, 3 * SLICE + 5])
 def test_a_batch_is_cut_into_slices_that_hold_every_record_in_order(count: int) -> None:
     log = records([click("u", "i", n) for n in range(count)])
-    slices = _slices(log)
+    slices = _slices(enumerate(log))
     assert [record for part in slices for _, record in part] == log
     assert [position for part in slices for position, _ in part] == list(range(count))
     assert all(1 <= len(part) <= SLICE for part in slices)
 
 
 def test_who_asks_to_be_forgotten_stands_alone() -> None:
-    slices = _slices(records([forget("u", 1), click("v", "i", 2), forget("u", 3), forget("w", 4), click("v", "i", 5)]))
+    log = records([forget("u", 1), click("v", "i", 2), forget("u", 3), forget("w", 4), click("v", "i", 5)])
+    slices = _slices(enumerate(log))
     assert [len(part) for part in slices] == [1, 1, 1, 1, 1]
     assert [isinstance(part[0][1].event, Forget) for part in slices] == [True, False, True, True, False]
 

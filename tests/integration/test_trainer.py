@@ -127,6 +127,28 @@ async def test_a_worker_that_began_with_a_poor_model_serves_what_the_trainer_lea
     assert sorted(ids) == sorted(event["event_id"] for event in events)
 
 
+async def test_while_a_champion_is_on_trial_a_better_challenger_waits(
+    deployed: Deployment, worker_bundle: Path, tmp_path: Path
+) -> None:
+    poor = learned(tmp_path / "poor", worker_bundle, IDS, seed=1)
+    await Models(deployed).promote(poor)
+    await send_items(deployed)
+    worker = await deployed.started()
+    trainer = await started(deployed, rollout="canary", rollout_seconds="3600")
+    await deployed.send_events(series(2_000))
+    await until(
+        lambda: trainer.metric("streamrec_trainer_decisions_total", decision="promote") >= 1,
+        f"a challenger is better:\n{trainer.log_tail(5)}",
+        seconds=300,
+    )
+    await until(lambda: "still on trial" in trainer.log_path.read_text(), "it is not released")
+    champion = (await read_releases(deployed.connection, deployed.names.models)).champion
+    assert champion is not None
+    assert (champion.sequence, champion.version) == (1, read_manifest(poor).version)
+    trainer.stop(seconds=60)
+    worker.stop()
+
+
 async def test_a_trainer_killed_again_and_again_loses_no_record_and_publishes_nothing_by_halves(
     deployed: Deployment, worker_bundle: Path, tmp_path: Path
 ) -> None:
