@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from models.domain.candidates import SOURCE_COUNT
 from models.domain.feedback import Feedback
 from models.domain.ports import F32, Ranker, UserEncoder
 from models.learning.encoder_trainer import EncoderConfig, EncoderTrainer
@@ -131,12 +132,9 @@ class Challenger:
             fresh = min(len(lists.at), kept)
             rows = np.arange(kept)
             self.rankers.update(self.lists.lists, rows[kept - fresh :], rows[: kept - fresh])
-        for record in records:
-            candidates = record.candidates
-            # A list that was published just before the choice does not say which sources came to what was chosen.
-            if candidates is not None and (candidates.chosen < 0 or any(candidates.reached)):
-                self.reached += np.asarray(candidates.reached, np.float64)
-                self.reachable += 1
+        reached, reachable = reached_by_sources(records)
+        self.reached += reached
+        self.reachable += reachable
         self.windows += 1
         self.learned += len(records)
         self.unsettled = max(0, self.unsettled - len(records))
@@ -160,3 +158,15 @@ class Challenger:
             self.rankers.fit_latest(self.lists.lists, int((1.0 - validation) * count))
             self.fitted_lists = count
         self.events, self.learned, self.unsettled = len(whole), 0, settling
+
+
+def reached_by_sources(records: Sequence[Feedback]) -> tuple[F64, int]:
+    """In how many lists each source came to what was chosen, float64[SOURCE_COUNT], and in how many it could have."""
+    reached, reachable = np.zeros(SOURCE_COUNT), 0
+    for record in records:
+        candidates = record.candidates
+        # A list that was published just before the choice does not say which sources came to what was chosen.
+        if candidates is not None and (candidates.chosen < 0 or any(candidates.reached)):
+            reached += np.asarray(candidates.reached, np.float64)
+            reachable += 1
+    return reached, reachable

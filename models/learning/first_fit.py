@@ -9,9 +9,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from models.domain.candidates import SOURCE_COUNT
 from models.domain.feedback import Feedback
-from models.learning.contenders import Challenger
+from models.learning.contenders import Challenger, reached_by_sources
 from models.learning.encoder_trainer import EncoderTrainer
 from models.learning.feedback_log import FeedbackLog
 from models.learning.lists import ListBuffer
@@ -61,11 +60,7 @@ def fit_first(
         return None
     rankers = RankerTrainer(config.ranker, seed)
     rankers.fit_latest(lists.lists, int((1.0 - config.validation) * len(lists)))
-    reached, reachable = np.zeros(SOURCE_COUNT), 0.0
-    for record in records:
-        if record.candidates is not None:
-            reached += np.asarray(record.candidates.reached, np.float64)
-            reachable += 1
+    reached, reachable = reached_by_sources(records)
     state = TrainingState.of(
         encoders,
         rankers,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -54,8 +55,11 @@ def event_inputs(rng: np.random.Generator, *lead: int) -> EventInputs:
     )
 
 
-@pytest.fixture(autouse=True)
-def one_thread(request: pytest.FixtureRequest) -> None:
-    """A second thread of torch waits spinning: on a busy machine the small fits of these tests take thrice the time."""
-    if request.node.get_closest_marker("train"):
-        pytest.importorskip("torch").set_num_threads(1)
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    """A second thread of torch waits spinning: on a busy machine the small fits of these tests take thrice the time.
+    Sums over two threads differ in their last bits, so that it has to hold before any other fixture is made."""
+    if find_spec("torch"):
+        import torch
+
+        torch.set_num_threads(1)
