@@ -131,6 +131,11 @@ def same_text_model(one: Manifest, other: Manifest) -> bool:
     return _text_side(one) == _text_side(other)
 
 
+def text_version(manifest: Manifest) -> str:
+    """Of the text model: two with one name encode a text alike."""
+    return _digest(_text_side(manifest))
+
+
 def _text_side(manifest: Manifest) -> list[Any]:
     text, sums = manifest.text_model, manifest.checksums
     return [sums[text.graph], sums[text.tokenizer], text.pooling, text.max_tokens]

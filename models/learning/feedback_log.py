@@ -52,6 +52,7 @@ class FeedbackLog:
         self._options = options
         self._rows = EventRows(kinds, options, item_ids)
         self._item_text = np.zeros((max(1_024, len(item_ids)), text_dimension), np.float32)
+        self._item_mark = np.zeros(len(self._item_text), np.int64)
         self._texts: list[F32] = []
         self._event_text = np.zeros((0, text_dimension), np.float32)
         self._hashes: list[int] = []
@@ -85,15 +86,22 @@ class FeedbackLog:
             self._texts = list(self._event_text)
         return self._rows.log(self._item_text[:count], self._event_text, self.kinds)
 
-    def declare(self, item_ids: Sequence[str], item_text: F32) -> None:
+    def declare(self, item_ids: Sequence[str], item_text: F32, marks: Sequence[int] | None = None) -> None:
         """Take over catalogue entries; an item that is there already gets the new text.
 
         Args:
             item_text: float32[n, E], zero rows for items without text.
+            marks: of what each embedding was made of, 64 bits, for `has_text`; None = nobody will ask.
         """
         numbers = [self._rows.number(item_id) for item_id in item_ids]
         self._reserve(len(self._rows.items))
         self._item_text[numbers] = item_text
+        self._item_mark[numbers] = 0 if marks is None else np.asarray(marks, np.int64)
+
+    def has_text(self, item_id: str, mark: int) -> bool:
+        """Whether the item's embedding was declared with that mark."""
+        at = self._rows.items.get(item_id, -1)
+        return 0 <= at < len(self._item_mark) and int(self._item_mark[at]) == mark
 
     def number_items(self, item_ids: Sequence[str]) -> npt.NDArray[np.int32]:
         """int32[n]; an item that is seen for the first time has no text until it is declared."""
@@ -183,6 +191,7 @@ class FeedbackLog:
         arrays: dict[str, npt.NDArray[Any]] = {name: getattr(rows, name)[:count] for name in rows.COLUMNS}
         arrays |= {"hashes": np.array(self._hashes, np.int64)}
         arrays |= {"item_text": log.item_text, "event_text": self._event_text}
+        arrays |= {"item_mark": self._item_mark[: len(log.item_text)]}
         refused = [list(key) for key in self._refused]
         return arrays, {"item_ids": self.item_ids, "user_ids": rows.user_ids, "refused": refused}
 
@@ -203,6 +212,8 @@ class FeedbackLog:
         log._rows = EventRows.restored(kinds, options, names["item_ids"], names["user_ids"], arrays)
         log._reserve(len(item_text))
         log._item_text[: len(item_text)] = item_text
+        if "item_mark" in arrays:  # a former release's save has none: its texts are encoded once more
+            log._item_mark[: len(item_text)] = arrays["item_mark"]
         log._event_text = np.array(arrays["event_text"])
         log._texts = list(log._event_text)
         log._hashes = arrays["hashes"].tolist()
@@ -255,3 +266,4 @@ class FeedbackLog:
         if items > len(self._item_text):
             more = max(items - len(self._item_text), len(self._item_text))
             self._item_text = np.pad(self._item_text, ((0, more), (0, 0)))
+            self._item_mark = np.pad(self._item_mark, (0, more))

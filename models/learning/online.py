@@ -80,9 +80,9 @@ class OnlineTrainer:
 
     # records ----------------------------------------------------------------------------------------------------------
 
-    def declare(self, item_ids: Sequence[str], item_text: F32) -> None:
-        """Items of the catalogue. Args: item_text: float32[n, E], zero rows for items without text."""
-        self.log.declare(item_ids, item_text)
+    def declare(self, item_ids: Sequence[str], item_text: F32, marks: Sequence[int] | None = None) -> None:
+        """Items of the catalogue; see `FeedbackLog.declare`."""
+        self.log.declare(item_ids, item_text, marks)
 
     def observe(self, records: Sequence[Feedback], texts: Mapping[str, F32], position: int = 0) -> Observed:
         """Take records for the next round.

@@ -6,6 +6,7 @@ With `streams.cli.training` the only module that loads torch, and only when it i
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import logging
 import math
 from collections import Counter
@@ -44,6 +45,7 @@ class BundleLearner:
     Args:
         directory: of this trainer alone.
         text_encoder: the bundles' own: all of a deployment have the same one.
+        text_version: its name, of which another text model would have another.
     Raises: SettingsError when another process has the directory; ReplayBufferError, CheckpointError.
     """
 
@@ -52,6 +54,7 @@ class BundleLearner:
         directory: Path,
         options: PipelineOptions,
         text_encoder: TextEncoder,
+        text_version: str,
         *,
         config: OnlineConfig,
         replay_bytes: int,
@@ -59,6 +62,7 @@ class BundleLearner:
     ) -> None:
         use_threads(1)  # both networks are small: a second thread gains a fifth and takes a core
         self.options, self.text_encoder, self.config, self.seed = options, text_encoder, config, seed
+        self._text_version = text_version
         self._lock = _locked(directory)
         self._rounds = directory / "rounds"
         self.buffer = ReplayBuffer(directory / "replay", capacity_bytes=replay_bytes)
@@ -109,7 +113,17 @@ class BundleLearner:
             self._observe(records, number)
 
     def declare(self, item_ids: Sequence[str], texts: Sequence[str]) -> None:
-        self.trainer.declare(item_ids, self.text_encoder.encode_many(texts))
+        # A restart reads the whole catalogue again; what the last save holds of it is not encoded anew.
+        marks = [self._mark(text) for text in texts]
+        new = [at for at, item_id in enumerate(item_ids) if not self.trainer.log.has_text(item_id, marks[at])]
+        if new:
+            found = self.text_encoder.encode_many([texts[at] for at in new])
+            self.trainer.declare([item_ids[at] for at in new], found, [marks[at] for at in new])
+
+    def _mark(self, text: str) -> int:
+        """63 bits of what an embedding is made of."""
+        data = f"{self._text_version}\x00{text}".encode("utf-8", "surrogatepass")
+        return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little") >> 1
 
     def append(self, records: Sequence[Record], offsets: Mapping[int, int]) -> None:
         for record in records:

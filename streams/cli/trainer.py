@@ -48,6 +48,7 @@ def trainer(settings: Settings) -> None:
 
 async def _serve(settings: Settings, bundle: Path) -> None:
     from models.domain.events import EventContract
+    from models.encoders.manifest import read_manifest, text_version
     from models.learning.online_config import OnlineConfig
     from streams.cli.learning import BundleLearner
     from streams.container import pipeline_options, read_bundle
@@ -58,6 +59,7 @@ async def _serve(settings: Settings, bundle: Path) -> None:
         settings.data_dir / "trainer",
         pipeline_options(settings, EventContract(settings.interaction_strengths)),
         read_bundle(settings, bundle).text_encoder,
+        text_version(read_manifest(bundle)),
         config=OnlineConfig(window=settings.trainer_round_records),
         replay_bytes=settings.replay_bytes,
     )

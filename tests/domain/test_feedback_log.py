@@ -174,3 +174,17 @@ def test_a_log_that_was_kept_goes_on_as_the_one_that_was_not(cut: int) -> None:
         np.testing.assert_array_equal(getattr(again.log, name), getattr(log.log, name))
     assert again.item_ids == log.item_ids
     assert [again.knows(record) for record in found] == [log.knows(record) for record in found]
+
+
+def test_an_items_text_is_known_by_its_mark_also_after_a_save_and_unknown_in_a_former_releases() -> None:
+    log = FeedbackLog(KINDS, OPTIONS, 2)
+    log.declare(["a", "b"], np.ones((2, 2), np.float32), [7, 8])
+    log.declare(["c"], np.ones((1, 2), np.float32))
+    log.declare(["b"], np.zeros((1, 2), np.float32), [9])
+    arrays, names = log.state()
+    for each in (log, FeedbackLog.restored(KINDS, OPTIONS, arrays, names)):
+        assert each.has_text("a", 7)
+        assert each.has_text("b", 9)
+        assert not any(each.has_text(*wrong) for wrong in (("a", 8), ("b", 8), ("c", 7), ("nobody's", 7)))
+    del arrays["item_mark"]
+    assert not FeedbackLog.restored(KINDS, OPTIONS, arrays, names).has_text("a", 7)
