@@ -52,13 +52,14 @@ class CatalogueFeed:
         """Vectors that are not in the index yet."""
         return len(self._waiting)
 
-    def prepare(self, index: ItemIndex, placeholder: Callable[[str], F32], retry: Retry) -> NextVectors:
+    async def prepare(self, index: ItemIndex, placeholder: Callable[[str], F32], retry: Retry) -> NextVectors:
         """Begin to gather the vectors of another version; what is declared from now on is expected there too."""
-        self._next = NextVectors(self._catalogue, index, placeholder, retry, dict(self._hashes), self._lock)
-        return self._next
+        async with self._lock:
+            self._next = NextVectors(self._catalogue, index, placeholder, retry, dict(self._hashes), self._lock)
+            return self._next
 
     def abandon(self) -> None:
-        """Nothing more is prepared."""
+        """Nothing more is prepared; no micro-batch uses the vectors any more."""
         if self._next is not None:
             self._next.abandon()
         self._next = None

@@ -143,9 +143,12 @@ class Serving:
         self._road.trial = Trial(pipeline, bundle.text_encoder, mode, lambda user: is_drawn(user, version, share))
         self._metrics.set_trial(version, mode, share)
 
-    def end_trial(self) -> None:
+    async def end_trial(self) -> None:
+        """Returns when no micro-batch plays the tried model any more: its vectors must keep step until then."""
         self._road.trial = None
         self._metrics.end_trial()
+        async with self._lock:
+            pass
 
     def watch(self) -> None:
         """Tell how old the served release is; called now and then."""

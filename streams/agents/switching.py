@@ -173,7 +173,7 @@ class Switcher:
                 if filling is not None and filling.failure is not None:
                     raise filling.failure
         finally:
-            serving.end_trial()
+            await serving.end_trial()
 
     def _give_up(self, release: Release, error: Exception) -> None:
         final = is_final(error)
@@ -194,7 +194,7 @@ class Switcher:
         """Have every item's vector in the new collection and in memory, then serve. Raises: SwitchStalledError."""
         serving = self._serving
         with self._filling(model.side) as filling:
-            vectors = serving.feed.prepare(model.collection, model.bundle.item_encoder.placeholder, self._retry)
+            vectors = await serving.feed.prepare(model.collection, model.bundle.item_encoder.placeholder, self._retry)
             try:
                 await vectors.cover()
                 filler = self._filler(filling)

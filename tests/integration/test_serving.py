@@ -79,7 +79,7 @@ async def test_an_exchange_changes_every_vector_and_leaves_no_session_of_the_for
     assert bundle.text_encoder is serving.bundle.text_encoder, "the same text model is not opened twice"
     model = await parts._with_index(bundle, parts.model_retry)
     filling = owner.begin(model.side)
-    following = feed.prepare(model.collection, bundle.item_encoder.placeholder, parts.model_retry)
+    following = await feed.prepare(model.collection, bundle.item_encoder.placeholder, parts.model_retry)
     await following.cover()
     assert not await serving.exchange(model, RELEASE, following), "nobody has its vector yet"
     assert serving.bundle.version.startswith("bootstrap")
