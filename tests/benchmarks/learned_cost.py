@@ -1,7 +1,9 @@
 """What a learned model costs on one thread: a step at batch 256; features and network of 300 candidates.
 
 `python -m tests.benchmarks.learned_cost BUNDLE [--json FILE]`; the bundle is one that `streamrec train` wrote. The
-statistics are those of a made stream (1,700 items, 100,000 touches), since their size decides the time.
+statistics are those of a made stream (1,700 items, 100,000 touches), since their size decides the time. Each user has
+fellows, items passed over and fifty excluded ones, as users of some standing have. Lists are made in a compiled loop,
+as `play` makes them: a call from Python alone takes some twenty microseconds to hand its hundred arrays over.
 """
 
 from __future__ import annotations
@@ -13,15 +15,18 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+from numba import njit
 
-from models.domain.candidates import LEARNED_QUERY_WINDOW, Query, new_lists, new_scratch
+from models.domain.candidates import LEARNED_QUERY_WINDOW, Query, clear, new_lists, new_scratch, propose
 from models.domain.features import FEATURE_COUNT, describe_list
-from models.domain.habits import NO_HABITS, people_of
+from models.domain.fellows import FELLOW_FEATURES, FELLOWS, SIDES, describe_choosers, gather
+from models.domain.habits import HABITS, NO_HABITS, PASSED_LENGTH, Habits, people_of
 from models.domain.ports import EventInputs
 from models.domain.statistics import PAIR_WINDOW, Statistics, Touches
 from models.encoders.bundle import load_bundle
 
-ITEMS, TOUCHES, BATCH, CANDIDATES, REPEATS = 1_700, 100_000, 64, 300, 20
+ITEMS, USERS, TOUCHES, EXCLUDED = 1_700, 1_000, 100_000, 50
+BATCH, CANDIDATES, REPEATS = 64, 300, 20
 
 
 def made_statistics(rng: np.random.Generator) -> Statistics:
@@ -38,11 +43,45 @@ def made_statistics(rng: np.random.Generator) -> Statistics:
                 np.ones(1_000, np.bool_),
                 rng.random(1_000) < 0.5,
                 rng.choice(ITEMS, (1_000, PAIR_WINDOW), p=chance).astype(np.int32),
-                rng.integers(1, 1_000, 1_000).astype(np.int32),
+                rng.integers(1, USERS, 1_000).astype(np.int32),
                 rng.integers(0, 500, 1_000).astype(np.int32),
             )
         )
     return statistics
+
+
+def made_habits(rng: np.random.Generator) -> Habits:
+    return NO_HABITS._replace(
+        choice=rng.random(HABITS).astype(np.float32),
+        passed=rng.choice(ITEMS, PASSED_LENGTH, replace=False).astype(np.int32),
+        weight=rng.random((PASSED_LENGTH, 3)).astype(np.float32),
+        fellow=(1 + rng.choice(USERS - 1, FELLOWS, replace=False)).astype(np.int32),
+        closeness=rng.random((FELLOWS, SIDES)).astype(np.float32),
+    )
+
+
+@njit
+def describe(arrays, scratch, vectors, available, query, people, worth, lists):  # type: ignore[no-untyped-def]
+    """Candidates and features of every list."""
+    for row in range(lists.size.shape[0]):
+        describe_list(arrays, scratch, vectors, available, query, people, worth, lists, row)
+
+
+@njit
+def find_candidates(arrays, scratch, available, query, worth, lists):  # type: ignore[no-untyped-def]
+    for row in range(lists.size.shape[0]):
+        propose(arrays, scratch, available, query, lists, row, worth, True)
+        clear(arrays, scratch, query, row)
+
+
+@njit
+def see_fellows(arrays, scratch, people, lists):  # type: ignore[no-untyped-def]
+    out = np.empty(len(FELLOW_FEATURES), np.float32)
+    for row in range(lists.size.shape[0]):
+        gather(scratch.fellow_slots, scratch.fellow_values, people.fellow[row], people.closeness[row])
+        for k in range(lists.size[row]):
+            item = lists.item[row, k]
+            describe_choosers(arrays.choosers, scratch.fellow_slots, scratch.fellow_values, item, 0.1, out)
 
 
 def best_of(work: Callable[[], object], repeats: int = REPEATS) -> float:
@@ -74,27 +113,28 @@ def main() -> None:
         recent=recent,
         liked=rng.random(recent.shape) < 0.5,
         history=np.full(BATCH, 50.0, np.float32),
-        person=np.zeros(BATCH, np.int64),
+        person=np.arange(BATCH),
         target=np.full(BATCH, -1, np.int32),
         deep=np.ones(BATCH, np.bool_),
         encoder_top=np.stack([rng.choice(ITEMS, CANDIDATES // 2, replace=False) for _ in range(BATCH)]).astype(
             np.int32
         ),
         newest=np.empty(0, np.int32),
-        excluded_from=np.zeros(BATCH, np.int64),
-        excluded_to=np.zeros(BATCH, np.int64),
-        excluded=np.empty(0, np.int32),
+        excluded_from=np.arange(BATCH) * EXCLUDED,
+        excluded_to=np.arange(1, BATCH + 1) * EXCLUDED,
+        excluded=rng.choice(ITEMS, BATCH * EXCLUDED).astype(np.int32),
     )
     lists = new_lists(BATCH, FEATURE_COUNT, CANDIDATES)
-    people, scratch, available = people_of([NO_HABITS]), new_scratch(statistics.capacity), np.ones(ITEMS, np.bool_)
+    people = people_of([made_habits(rng) for _ in range(BATCH)])
+    scratch, available = new_scratch(statistics.capacity), np.ones(ITEMS, np.bool_)
     worth = bundle.ranker.source_weights
     worth = np.ones(lists.reached.shape[1]) if worth is None else worth.astype(np.float64)
 
-    def describe() -> None:
-        for row in range(BATCH):
-            describe_list(statistics.arrays, scratch, vectors, available, query, people, worth, lists, row)
-
-    describe()
+    arrays = statistics.arrays
+    whole = (arrays, scratch, vectors, available, query, people, worth, lists)
+    describe(*whole)
+    find_candidates(arrays, scratch, available, query, worth, lists)
+    see_fellows(arrays, scratch, people, lists)
     user = bundle.user_encoder
     inputs = EventInputs(
         item=rng.normal(size=(256, dimension)).astype(np.float32),
@@ -107,7 +147,11 @@ def main() -> None:
     states = np.zeros((256, user.state_size), np.float32)
     found = {
         "candidates": int(lists.size.mean()),
-        "features_us_a_list": best_of(describe) / BATCH * 1e6,
+        "features_us_a_list": best_of(lambda: describe(*whole)) / BATCH * 1e6,
+        "of_it_candidates": best_of(lambda: find_candidates(arrays, scratch, available, query, worth, lists))
+        / BATCH
+        * 1e6,
+        "of_it_fellows": best_of(lambda: see_fellows(arrays, scratch, people, lists)) / BATCH * 1e6,
         "network_us_a_list": best_of(lambda: bundle.ranker.score(lists.features, None)) / BATCH * 1e6,
         "step_us_an_event": best_of(lambda: user.step(states, inputs), 200) / 256 * 1e6,
     }
