@@ -167,10 +167,8 @@ def propose(arrays, scratch, available, query, lists, row, worth, learned):  # t
 @njit(cache=True)
 def _sum_covisitation(arrays, scratch, available, query, row, learned):  # type: ignore[no-untyped-def]  # pragma: no cover
     """Sum what was chosen near the latest items. Returns: how many of the best stand in `scratch.heap`, best first."""
-    stamp, recent = scratch.stamp[0], query.recent[row]
-    pairs, follows, candidates = arrays.pairs, arrays.follows, scratch.touched
-    neighbour, pair_weight, inverse_root = pairs.neighbour, pairs.weight, pairs.inverse_root
-    covisit, follow, strongest, because = scratch.covisit, scratch.follow, scratch.strongest, scratch.because
+    recent, pairs, follows = query.recent[row], arrays.pairs, arrays.follows
+    follow, members = scratch.follow, scratch.touched
     touched = 0
     decay_80, decay_95, decay_50 = 1.0, 1.0, 1.0
     window = LEARNED_QUERY_WINDOW if learned else QUERY_WINDOW
@@ -178,28 +176,23 @@ def _sum_covisitation(arrays, scratch, available, query, row, learned):  # type:
         other = recent[age]
         if other < 0:
             break
-        w80, w95 = np.float32(decay_80 * inverse_root[other]), np.float32(decay_95 * inverse_root[other])
-        w50 = np.float32(decay_50 * inverse_root[other])
+        norm = pairs.inverse_root[other]
+        w80, w95 = np.float32(decay_80 * norm), np.float32(decay_95 * norm)
+        w50, liked = np.float32(0.0), np.float32(0.0)
+        if learned:
+            w50 = np.float32(decay_50 * norm)
+            liked = np.float32(w80 if query.liked[row, age] else 0.0)
         decay_80 *= 0.8
         decay_95 *= 0.95
         decay_50 *= 0.5
-        liked = np.float32(w80 if query.liked[row, age] else 0.0)
-        for k in range(pairs.start[other], pairs.start[other] + pairs.size[other]):
-            item = neighbour[k]
-            weight = pair_weight[k]
-            if covisit[item, COVISIT_95] == 0.0:
-                candidates[touched] = item
-                touched += 1
-            covisit[item, COVISIT_80] += w80 * weight
-            covisit[item, COVISIT_95] += w95 * weight
-            if learned:
-                covisit[item, COVISIT_50] += w50 * weight
-                covisit[item, COVISIT_LIKED] += liked * weight
-                if age == 0:
-                    covisit[item, COVISIT_LAST] = weight
-            if age < REASON_WINDOW and w80 * weight > strongest[item]:
-                strongest[item] = w80 * weight
-                because[item] = other
+        start, end = pairs.start[other], pairs.start[other] + pairs.size[other]
+        neighbour, weight = pairs.neighbour[start:end], pairs.weight[start:end]
+        touched = _add_neighbours(neighbour, weight, w80, w95, w50, liked, scratch.covisit, members, touched)
+        if learned and age == 0:
+            for k in range(neighbour.shape[0]):
+                scratch.covisit[neighbour[k], COVISIT_LAST] = weight[k]
+        if age < REASON_WINDOW:
+            _explain(neighbour, weight, w80, other, scratch.strongest, scratch.because)
         if age < FOLLOW_WINDOW:
             follow_norm = np.float32(0.6**age / (follows.total[other] + 3.0))
             for k in range(follows.start[other], follows.start[other] + follows.size[other]):
@@ -207,16 +200,74 @@ def _sum_covisitation(arrays, scratch, available, query, row, learned):  # type:
                 follow[follows.neighbour[k], FOLLOW_THREE] += share
                 if learned and age < 2:
                     follow[follows.neighbour[k], FOLLOW_LAST + age] = share
-    candidates[candidates.shape[0] - 1] = touched
-    # The heap's worst is looked at first: most items fall there, before anything else is asked of them.
-    scores, heap, best = covisit[:, COVISIT_80], scratch.heap, 0
+    members[members.shape[0] - 1] = touched
+    return _best_covisited(arrays, scratch, available, touched)
+
+
+@njit(cache=True)
+def _add_neighbours(neighbour, weight, w80, w95, w50, liked, covisit, members, touched):  # type: ignore[no-untyped-def]  # pragma: no cover
+    """Add one item's pairs to the sums. Without a branch: which neighbours are new is a toss-up, and guessing wrong
+    took longer than the sums. Returns: how many items are touched by now.
+    """
+    for k in range(neighbour.shape[0]):
+        item, pair = np.uint32(neighbour[k]), weight[k]
+        before = covisit[item, COVISIT_95]
+        covisit[item, COVISIT_80] += w80 * pair
+        covisit[item, COVISIT_95] = before + w95 * pair
+        covisit[item, COVISIT_50] += w50 * pair
+        covisit[item, COVISIT_LIKED] += liked * pair
+        members[touched] = item  # the place after the last one is free, at the worst that of their number
+        touched += before == 0.0
+    return touched
+
+
+@njit(cache=True)
+def _explain(neighbour, weight, w80, other, strongest, because):  # type: ignore[no-untyped-def]  # pragma: no cover
+    for k in range(neighbour.shape[0]):
+        item = np.uint32(neighbour[k])
+        share, most = w80 * weight[k], strongest[item]
+        better = share > most
+        strongest[item] = share if better else most
+        because[item] = other if better else because[item]
+
+
+# Keys are told apart by their exponent and five bits of the mantissa, thirty-two octaves below the largest.
+_BINS, _BIN_BITS = 1_024, 18
+
+
+@njit(cache=True)
+def _best_covisited(arrays, scratch, available, touched):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
+    """Norm the sums and put the best into `scratch.heap`. Counted by size first: the heap sees hardly more items than
+    it keeps, where it would else be turned over by every third. Returns: how many.
+    """
+    stamp, covisit, inverse_root, members = (
+        scratch.stamp[0],
+        scratch.covisit,
+        arrays.pairs.inverse_root,
+        scratch.touched,
+    )
+    keys = np.empty(touched, np.float32)
+    largest = np.float32(0.0)
     for m in range(touched):
-        item = candidates[m]
-        covisit[item, COVISIT_80] *= inverse_root[item]
-        if best == heap.shape[0] and covisit[item, COVISIT_80] < covisit[heap[0], COVISIT_80]:
-            continue
-        if scratch.excluded[item] != stamp and available[item]:
-            best = push(scores, item, heap, best)
+        item = np.uint32(members[m])
+        key = covisit[item, COVISIT_80] * inverse_root[item]
+        covisit[item, COVISIT_80] = key
+        eligible = (scratch.excluded[item] != stamp) & available[item]
+        keys[m] = key if eligible else np.float32(-1.0)
+        largest = max(largest, keys[m])
+    bits = keys.view(np.int32)  # of positive numbers, ordered as they are
+    most = np.int64(np.array([largest]).view(np.int32)[0])
+    held = np.zeros(_BINS, np.int32)
+    for m in range(touched):
+        held[min((most - bits[m]) >> _BIN_BITS, _BINS - 1)] += 1
+    scores, heap, best = covisit[:, COVISIT_80], scratch.heap, 0
+    last, reached = 0, held[0]
+    while reached < heap.shape[0] and last < _BINS - 1:
+        last += 1
+        reached += held[last]
+    for m in range(touched):
+        if keys[m] >= 0.0 and min((most - bits[m]) >> _BIN_BITS, _BINS - 1) <= last:
+            best = push(scores, members[m], heap, best)
     sort_heap(scores, heap, best)
     return best
 
@@ -229,10 +280,11 @@ def _take_turns(arrays, scratch, available, query, lists, row, worth, best):  # 
     turn = 1.0 / worth  # (places given + 1) / worth of each source; infinite once it has no more
     size, left = 0, SOURCE_COUNT
     while size < limit and left > 0:
-        source = 0
+        source, first = 0, turn[0]
         for s in range(1, SOURCE_COUNT):
-            if turn[s] < turn[source]:
-                source = s
+            earlier = turn[s] < first
+            source = s if earlier else source
+            first = turn[s] if earlier else first
         found = -1
         while found < 0:
             at = places[source]
@@ -258,9 +310,12 @@ def _take_turns(arrays, scratch, available, query, lists, row, worth, best):  # 
         turn[source] += 1.0 / worth[source]
         if found == target:
             lists.reached[row, source] = True
-        if scratch.listed[found] != stamp:
-            _list(scratch, lists, row, size, found, source)
-            size += 1
+        # Whether another source had it before is a toss-up: written anyway, and kept if it is new.
+        new = scratch.listed[found] != stamp
+        _list(scratch, lists, row, size, found, source)
+        size += new
+    if size < limit:
+        lists.item[row, size], lists.source[row, size], lists.because[row, size] = -1, 0, -1
     for m in range(query.newest.shape[0]):
         if size >= FEW_CANDIDATES:
             break
