@@ -21,7 +21,7 @@ from models.domain.candidates import (
     clear,
     propose,
 )
-from models.domain.fellows import FELLOW_FEATURES, describe_choosers, gather
+from models.domain.fellows import FELLOW_FEATURES, FELLOW_LEVELS, describe_choosers, gather
 from models.domain.habits import (
     HABIT_AGE,
     HABIT_RECENCY,
@@ -31,6 +31,8 @@ from models.domain.habits import (
     PENDING_LENGTH,
 )
 from models.domain.heaps import dot
+from models.domain.logarithms import log_all
+from models.domain.places import places
 from models.domain.statistics import BASE_COUNTS, COUNT_NAMES, COUNTS, MS_PER_HOUR
 
 BASE_FEATURES: tuple[str, ...] = (
@@ -113,11 +115,12 @@ _LN2 = np.log(2.0)
 _COUNT_FLOOR = -6.0
 # exp(14), a million at once: an event of long before the item's latest would see counts that are still to come.
 _COUNT_CEILING = 14.0
-# A share of the co-visitation mass below 1/10,000 says nothing; features start from zero there.
-_SHARE_FLOOR = np.float32(1e-4)
-_LOG_SHARE_FLOOR = np.float32(np.log(1e-4))
-_FOLLOW_FLOOR = np.float32(1e-3)
-_LOG_FOLLOW_FLOOR = np.float32(np.log(1e-3))
+# A share of the co-visitation mass below 1/10,000 says nothing; features start from zero there:
+# log(share + floor) - log(floor) = log(1 + share / floor).
+_PER_SHARE_FLOOR = np.float32(1e4)
+_PER_FOLLOW_FLOOR = np.float32(1e3)
+# Logarithms of a candidate, taken of a whole list at once: of the base features, and of the others.
+_BASE_LEVELS, _MORE_LEVELS = 7, 10 + FELLOW_LEVELS
 # log hours of an item nobody touched, about 1.5 years; log minutes of a user who comes for the first time.
 _NO_AGE, _NO_GAP = 9.5, 15.0
 
@@ -141,12 +144,12 @@ def describe_list(arrays, scratch, vectors, available, query, people, worth, lis
 @njit(cache=True)
 def _describe(arrays, scratch, vectors, query, lists, row):  # type: ignore[no-untyped-def]  # pragma: no cover
     now_ms, size = query.now_ms[row], lists.size[row]
-    hours = now_ms / MS_PER_HOUR
     clock = arrays.clock[0]
     covisit, follow, inverse_root = scratch.covisit, scratch.follow, arrays.pairs.inverse_root
     newcomer = np.float32(1.0 / (1.0 + query.history[row]))
     known = np.float32(1.0 - newcomer)
     mean = arrays.value_all[0] / max(arrays.value_all[1], 1.0)
+    no_recency = np.float32(np.log1p(clock))
     score_by_encoder(vectors, query.user[row], lists.item[row, :size], lists.features[row])
     sum_80, sum_95 = np.float32(1e-9), np.float32(1e-9)
     for k in range(size):
@@ -154,32 +157,35 @@ def _describe(arrays, scratch, vectors, query, lists, row):  # type: ignore[no-u
         covisit[item, COVISIT_95] *= inverse_root[item]
         sum_80 += covisit[item, COVISIT_80]
         sum_95 += covisit[item, COVISIT_95]
-    inverse_80, inverse_95 = np.float32(1.0) / sum_80, np.float32(1.0) / sum_95
+    per_80, per_95 = _PER_SHARE_FLOOR / sum_80, _PER_SHARE_FLOOR / sum_95
+    levels = np.empty((size, _BASE_LEVELS), np.float32)
     for k in range(size):
         item = lists.item[row, k]
-        f = lists.features[row, k]
-        f[2:5] = 0.0
-        if covisit[item, COVISIT_95] > 0.0:
-            f[2] = _share(covisit[item, COVISIT_80] * inverse_80)
-            f[3] = _share(covisit[item, COVISIT_95] * inverse_95)
-        if follow[item, FOLLOW_THREE] > 0.0:
-            f[4] = np.log(follow[item, FOLLOW_THREE] + _FOLLOW_FLOOR) - _LOG_FOLLOW_FLOOR
+        level = levels[k]
+        level[0] = 1.0 + covisit[item, COVISIT_80] * per_80
+        level[1] = 1.0 + covisit[item, COVISIT_95] * per_95
+        level[2] = 1.0 + follow[item, FOLLOW_THREE] * _PER_FOLLOW_FLOOR
+        level[3] = 1.0 + arrays.touches[item]
+        level[4] = 1.0 + max(now_ms - arrays.touched_ms[item], 0) / 60_000.0
+        level[5] = 1.0 + clock - arrays.touched_at[item]
+        level[6] = max(now_ms - arrays.born_ms[item], 0) / MS_PER_HOUR + 0.1
+    log_all(levels.reshape(size * _BASE_LEVELS))
+    offsets = _clocks(clock, now_ms)
+    for k in range(size):
+        item = lists.item[row, k]
+        f, level = lists.features[row, k], levels[k]
+        touched = arrays.touches[item] > 0.0
+        f[2], f[3], f[4] = level[0], level[1], level[2]
         for c in range(BASE_COUNTS):
-            f[_COUNTS_AT + c] = _level(arrays, item, c, clock, hours)
-        touches = np.log(np.float32(1.0 + arrays.touches[item]))
-        f[_AFTER_COUNTS] = touches
-        if arrays.touches[item] > 0.0:
-            f[_AFTER_COUNTS + 1] = np.log(np.float32(1.0 + max(now_ms - arrays.touched_ms[item], 0) / 60_000.0))
-            f[_AFTER_COUNTS + 2] = np.log(np.float32(1.0 + clock - arrays.touched_at[item]))
-            f[_AFTER_COUNTS + 3] = np.log(np.float32(max(now_ms - arrays.born_ms[item], 0) / MS_PER_HOUR + 0.1))
-        else:
-            f[_AFTER_COUNTS + 1] = 14.0
-            f[_AFTER_COUNTS + 2] = np.log1p(clock)
-            f[_AFTER_COUNTS + 3] = _NO_AGE
-        f[_AFTER_COUNTS + 5] = 0.0 if arrays.touches[item] > 0.0 else 1.0
+            f[_COUNTS_AT + c] = _level(arrays.log_count[item, c], offsets[c])
+        f[_AFTER_COUNTS] = level[3]
+        f[_AFTER_COUNTS + 1] = level[4] if touched else np.float32(14.0)
+        f[_AFTER_COUNTS + 2] = level[5] if touched else no_recency
+        f[_AFTER_COUNTS + 3] = level[6] if touched else np.float32(_NO_AGE)
         f[_AFTER_COUNTS + 4] = (arrays.value_sum[item] + 5.0 * mean) / (arrays.touches[item] + 5.0)
-        f[_AFTER_COUNTS + 6] = f[2] * known
-        f[_AFTER_COUNTS + 7] = touches * newcomer
+        f[_AFTER_COUNTS + 5] = 0.0 if touched else 1.0
+        f[_AFTER_COUNTS + 6] = level[0] * known
+        f[_AFTER_COUNTS + 7] = level[3] * newcomer
 
 
 @njit(cache=True)
@@ -223,11 +229,11 @@ def place_by_encoder(vectors, last, items, features):  # type: ignore[no-untyped
     for k in range(size):
         level = features[k, 0] - best - log_mass
         entropy -= np.exp(level) * level
-    by_encoder = _ranks(features[:size, 0])
+    by_encoder = _log_places(features[:size, 0])
     for k in range(size):
         item, f = items[k], features[k]
         f[at] = max(f[0] - best - log_mass, -20.0)
-        f[at + 1] = np.log(np.float32(1.0 + by_encoder[k]))
+        f[at + 1] = by_encoder[k]
         f[at + 2] = -log_mass
         f[at + 3] = entropy
         f[at + 4] = 1.0 if vectors[item, 0] != 0.0 else 0.0
@@ -235,82 +241,107 @@ def place_by_encoder(vectors, last, items, features):  # type: ignore[no-untyped
 
 
 @njit(cache=True)
-def _share(share):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
-    return np.log(np.float32(share + _SHARE_FLOOR)) - _LOG_SHARE_FLOOR
+def _log_places(keys):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
+    """log(1 + place) of each entry by falling key, float32[k]."""
+    found = places(keys.copy())
+    for k in range(found.shape[0]):
+        found[k] += np.float32(1.0)
+    log_all(found)
+    return found
 
 
 @njit(cache=True)
-def _level(arrays, item, c, clock, hours):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
-    at = clock if _BY_EVENTS[c] else hours
-    level = (arrays.log_count[item, c] - at / _HALF_LIVES[c]) * _LN2
-    return min(max(level, _COUNT_FLOOR), _COUNT_CEILING)
+def _clocks(clock, now_ms):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
+    """float64[C], by how much each count has decayed."""
+    found = np.empty(len(_HALF_LIVES))
+    for c in range(len(_HALF_LIVES)):
+        found[c] = (clock if _BY_EVENTS[c] else now_ms / MS_PER_HOUR) / _HALF_LIVES[c]
+    return found
+
+
+@njit(cache=True)
+def _level(log_count, decayed):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
+    return min(max((log_count - decayed) * _LN2, _COUNT_FLOOR), _COUNT_CEILING)
 
 
 @njit(cache=True)
 def _describe_more(arrays, scratch, vectors, query, people, lists, row):  # type: ignore[no-untyped-def]  # pragma: no cover
-    now_ms, size, person = query.now_ms[row], lists.size[row], query.person[row]
-    hours, clock = now_ms / MS_PER_HOUR, arrays.clock[0]
+    now_ms, size, person, history = query.now_ms[row], lists.size[row], query.person[row], query.history[row]
     covisit, follow, inverse_root = scratch.covisit, scratch.follow, arrays.pairs.inverse_root
     choice, passed, weight = people.choice[person], people.passed[person], people.weight[person]
     for p in range(PASSED_LENGTH):
         if passed[p] >= 0:
             scratch.passed[passed[p]] = p + 1
     place_by_encoder(vectors, query.recent[row, 0], lists.item[row, :size], lists.features[row])
-    # The whole list: sums of shares, ranks.
+    # The whole list: sums of shares, places.
     sum_50, sum_last, sum_80 = np.float32(1e-9), np.float32(1e-9), np.float32(1e-9)
     for k in range(size):
         item = lists.item[row, k]
         sum_80 += covisit[item, COVISIT_80]
         sum_50 += covisit[item, COVISIT_50] * inverse_root[item]
         sum_last += covisit[item, COVISIT_LAST] * inverse_root[item]
-    by_pairs = _ranks(lists.features[row, :size, 2])
-    by_popularity = _ranks(lists.features[row, :size, _POPULARITY])
-    by_recency = _ranks(-lists.features[row, :size, _EVENTS_SINCE_TOUCH])
+    per_80, per_50, per_last = _PER_SHARE_FLOOR / sum_80, _PER_SHARE_FLOOR / sum_50, _PER_SHARE_FLOOR / sum_last
+    by_pairs = _log_places(lists.features[row, :size, 2])
+    by_popularity = _log_places(lists.features[row, :size, _POPULARITY])
+    by_recency = _log_places(-lists.features[row, :size, _EVENTS_SINCE_TOUCH])
     gap_minutes = max(now_ms - query.last_ms[row], 0) / 60_000.0 if query.last_ms[row] >= 0 else 1e6
-    log_gap = np.log(gap_minutes + 1.0)
+    per_gap = 1.0 / (gap_minutes + 1.0)
     gather(scratch.fellow_slots, scratch.fellow_values, people.fellow[person], people.closeness[person])
-    norm = 1.0 / np.sqrt(1.0 + query.history[row])
+    norm = np.float32(1.0 / np.sqrt(1.0 + history))
+    levels = np.empty((size, _MORE_LEVELS), np.float32)
     for k in range(size):
         item = lists.item[row, k]
-        f = lists.features[row, k]
-        for c in range(_MORE_COUNTS):
-            f[BASE_COUNT + c] = _level(arrays, item, BASE_COUNTS + c, clock, hours)
-        at = _AFTER_MORE
-        f[at + 6] = _share(covisit[item, COVISIT_50] * inverse_root[item] / sum_50)
-        f[at + 7] = _share(covisit[item, COVISIT_LAST] * inverse_root[item] / sum_last)
-        f[at + 8] = _share(covisit[item, COVISIT_LIKED] * inverse_root[item] / sum_80)
-        f[at + 9] = np.log(np.float32(1.0 + by_pairs[k]))
-        f[at + 10] = np.log(follow[item, FOLLOW_LAST] + _FOLLOW_FLOOR) - _LOG_FOLLOW_FLOOR
-        f[at + 11] = np.log(follow[item, FOLLOW_SECOND] + _FOLLOW_FLOOR) - _LOG_FOLLOW_FLOOR
-        f[at + 12] = np.log(np.float32(1.0 + by_popularity[k]))
-        f[at + 13] = np.log(np.float32(1.0 + by_recency[k]))
-        f[at + 14] = np.log(np.float32(1.0 + query.history[row]))
-        f[at + 15] = log_gap if query.last_ms[row] >= 0 else _NO_GAP
-        f[at + 16] = _or(choice[HABIT_AGE], 5.0)
-        f[at + 17] = _or(choice[HABIT_TOUCHES], 4.0)
-        f[at + 18] = _or(choice[HABIT_RECENCY], 4.0)
-        f[at + 19] = _or(choice[HABIT_VALUE], 0.6)
-        f[at + 20] = abs(f[_AGE] - choice[HABIT_AGE]) if choice[HABIT_AGE] == choice[HABIT_AGE] else 2.0
-        f[at + 21] = (
-            abs(f[_AFTER_COUNTS] - choice[HABIT_TOUCHES]) if choice[HABIT_TOUCHES] == choice[HABIT_TOUCHES] else 1.0
-        )
-        f[at + 22] = (
-            abs(f[_EVENTS_SINCE_TOUCH] - choice[HABIT_RECENCY])
-            if choice[HABIT_RECENCY] == choice[HABIT_RECENCY]
-            else 1.0
-        )
-        f[at + 23], f[at + 24] = 0.0, 0.0
-        if arrays.touches[item] > 0.0:
-            since_born = max(now_ms - arrays.born_ms[item], 0) / 60_000.0
-            since_touch = max(now_ms - arrays.touched_ms[item], 0) / 60_000.0
-            f[at + 23] = min(max(np.log(np.float32((since_born + 1.0) / (gap_minutes + 1.0))), -8.0), 8.0)
-            f[at + 24] = min(max(np.log(np.float32((since_touch + 1.0) / (gap_minutes + 1.0))), -8.0), 8.0)
+        level = levels[k]
+        level[0] = 1.0 + covisit[item, COVISIT_50] * inverse_root[item] * per_50
+        level[1] = 1.0 + covisit[item, COVISIT_LAST] * inverse_root[item] * per_last
+        level[2] = 1.0 + covisit[item, COVISIT_LIKED] * inverse_root[item] * per_80
+        level[3] = 1.0 + follow[item, FOLLOW_LAST] * _PER_FOLLOW_FLOOR
+        level[4] = 1.0 + follow[item, FOLLOW_SECOND] * _PER_FOLLOW_FLOOR
+        level[5] = (max(now_ms - arrays.born_ms[item], 0) / 60_000.0 + 1.0) * per_gap
+        level[6] = (max(now_ms - arrays.touched_ms[item], 0) / 60_000.0 + 1.0) * per_gap
         place = scratch.passed[item] - 1
-        f[at + 25] = np.log(np.float32((weight[place, 0] if place >= 0 else 0.0) + 1e-3))
-        f[at + 26] = np.log(np.float32((weight[place, 1] if place >= 0 else 0.0) + 1e-3))
-        f[at + 27] = np.log(np.float32(1.0 + (weight[place, 2] if place >= 0 else 0.0)))
-        out = f[_FELLOWS:_AFTER_FELLOWS]
-        describe_choosers(arrays.choosers, scratch.fellow_slots, scratch.fellow_values, item, norm, out)
+        level[7], level[8], level[9] = 1e-3, 1e-3, 1.0
+        if place >= 0:
+            level[7] += weight[place, 0]
+            level[8] += weight[place, 1]
+            level[9] += weight[place, 2]
+        share = describe_choosers(
+            arrays.choosers,
+            scratch.fellow_slots,
+            scratch.fellow_values,
+            item,
+            norm,
+            level[_MORE_LEVELS - FELLOW_LEVELS :],
+        )
+        lists.features[row, k, _AFTER_FELLOWS - 1] = share
+    log_all(levels.reshape(size * _MORE_LEVELS))
+    offsets = _clocks(arrays.clock[0], now_ms)
+    log_history = np.float32(np.log(np.float32(1.0 + history)))
+    log_gap = np.float32(np.log(gap_minutes + 1.0) if query.last_ms[row] >= 0 else _NO_GAP)
+    age, touches = choice[HABIT_AGE], choice[HABIT_TOUCHES]
+    recency, value = choice[HABIT_RECENCY], choice[HABIT_VALUE]
+    for k in range(size):
+        item = lists.item[row, k]
+        f, level = lists.features[row, k], levels[k]
+        for c in range(_MORE_COUNTS):
+            f[BASE_COUNT + c] = _level(arrays.log_count[item, BASE_COUNTS + c], offsets[BASE_COUNTS + c])
+        at = _AFTER_MORE
+        f[at + 6], f[at + 7], f[at + 8] = level[0], level[1], level[2]
+        f[at + 9] = by_pairs[k]
+        f[at + 10], f[at + 11] = level[3], level[4]
+        f[at + 12], f[at + 13] = by_popularity[k], by_recency[k]
+        f[at + 14], f[at + 15] = log_history, log_gap
+        f[at + 16], f[at + 17] = _or(age, 5.0), _or(touches, 4.0)
+        f[at + 18], f[at + 19] = _or(recency, 4.0), _or(value, 0.6)
+        f[at + 20] = _or(abs(f[_AGE] - age), 2.0)
+        f[at + 21] = _or(abs(f[_AFTER_COUNTS] - touches), 1.0)
+        f[at + 22] = _or(abs(f[_EVENTS_SINCE_TOUCH] - recency), 1.0)
+        touched = arrays.touches[item] > 0.0
+        f[at + 23] = min(max(level[5], -8.0), 8.0) if touched else 0.0
+        f[at + 24] = min(max(level[6], -8.0), 8.0) if touched else 0.0
+        f[at + 25], f[at + 26], f[at + 27] = level[7], level[8], level[9]
+        for c in range(FELLOW_LEVELS):
+            f[_FELLOWS + c] = level[_MORE_LEVELS - FELLOW_LEVELS + c]
     for p in range(PASSED_LENGTH):
         if passed[p] >= 0:
             scratch.passed[passed[p]] = 0
@@ -319,16 +350,6 @@ def _describe_more(arrays, scratch, vectors, query, people, lists, row):  # type
 @njit(cache=True)
 def _or(value, otherwise):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
     return value if value == value else otherwise  # NaN is not equal to itself
-
-
-@njit(cache=True)
-def _ranks(keys):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
-    """Place of each entry by falling key, from 0."""
-    ranks = np.empty(keys.shape[0], np.int64)
-    order = np.argsort(-keys)
-    for place in range(order.shape[0]):
-        ranks[order[place]] = place
-    return ranks
 
 
 @njit(cache=True)

@@ -31,11 +31,16 @@ FELLOW_FEATURES = (
     "fellows_best",
     "fellows_share",
 )
-# Places of the work space, four to a fellow, so that a look takes one or two steps.
-FELLOW_SLOTS = 4 * FELLOWS
+# Logarithms among them, which the caller takes (`describe_choosers`).
+FELLOW_LEVELS = len(FELLOW_FEATURES) - 1
+# The work space: a fellow stands at one of two places that follow from his tag, and nobody else there. Eight places to
+# a fellow: of 128 one finds both taken. Those stand apart; after them their number, and room for an item's choosers.
+_HASHED = 8 * FELLOWS
+_APART = _HASHED + FELLOWS
+FELLOW_SLOTS = _APART + 1 + CHOOSERS + 1
+_MASK, _OTHER_BITS = _HASHED - 1, 10
 # exp(-6.9): a closeness of a thousandth says nothing; features start from zero there.
 _FLOOR = 1e-3
-_LOG_FLOOR = np.log(_FLOOR)
 
 
 class Choosers(NamedTuple):
@@ -131,43 +136,59 @@ def gather(slots, values, fellow, closeness):  # type: ignore[no-untyped-def]  #
     Args:
         slots, values: int32[FELLOW_SLOTS], float32[FELLOW_SLOTS, SIDES]; filled anew.
     """
-    slots[:] = 0
+    slots[:_HASHED] = -1  # an item's choosers include 0, nobody
+    apart = 0
     for k in range(FELLOWS):
-        if fellow[k] == 0:
+        tag = fellow[k]
+        if tag == 0:
             break
-        at = fellow[k] % FELLOW_SLOTS
-        while slots[at] != 0:
-            at = (at + 1) % FELLOW_SLOTS
-        slots[at] = fellow[k]
+        at = tag & _MASK
+        if slots[at] >= 0:
+            at = (tag >> _OTHER_BITS) & _MASK
+        if slots[at] >= 0:
+            at = _HASHED + apart
+            apart += 1
+        slots[at] = tag
         values[at] = closeness[k]
+    slots[_APART] = apart
 
 
-@njit(cache=True)
-def describe_choosers(choosers, slots, values, item, norm, out):  # type: ignore[no-untyped-def]  # pragma: no cover
-    """
+@njit(cache=True, fastmath={"reassoc", "nnan", "nsz"})
+def describe_choosers(choosers, slots, values, item, norm, levels):  # type: ignore[no-untyped-def]  # pragma: no cover
+    """How close an item's choosers are. No branch depends on a tag: who is close is noted, and summed afterwards.
+
     Args:
         norm: what closeness is multiplied by: 1 / sqrt(1 + events of the user).
-        out: float32[len(FELLOW_FEATURES)], filled.
+        levels: float32[FELLOW_LEVELS], filled with what the features but the last are the logarithms of.
+    Returns: the last feature.
     """
-    count = min(choosers.total[item], CHOOSERS)
-    ahead, ahead_best, both, both_best, close = 0.0, 0.0, 0.0, 0.0, 0
-    for k in range(count):
-        tag = choosers.tag[item, k]
-        at = tag % FELLOW_SLOTS
-        while slots[at] != 0 and slots[at] != tag:
-            at = (at + 1) % FELLOW_SLOTS
-        if slots[at] == tag:
-            one, other = values[at, AHEAD], values[at, BEHIND]
-            ahead += one
-            ahead_best = max(ahead_best, one)
-            both += one + other
-            both_best = max(both_best, one + other)
-            close += 1
-    share = norm / max(count, 1)
-    out[0] = np.log(_FLOOR + norm * ahead) - _LOG_FLOOR
-    out[1] = np.log(_FLOOR + share * ahead) - _LOG_FLOOR
-    out[2] = np.log(_FLOOR + norm * ahead_best) - _LOG_FLOOR
-    out[3] = np.log(_FLOOR + norm * both) - _LOG_FLOOR
-    out[4] = np.log(_FLOOR + share * both) - _LOG_FLOOR
-    out[5] = np.log(_FLOOR + norm * both_best) - _LOG_FLOOR
-    out[6] = close / max(count, 1)
+    tags, known = choosers.tag[item], slots[_APART + 1 :]
+    close = 0
+    for k in range(CHOOSERS):
+        tag = tags[k]
+        first, second = np.uint64(tag & _MASK), np.uint64((tag >> _OTHER_BITS) & _MASK)
+        at_first, at_second = slots[first] == tag, slots[second] == tag
+        known[close] = first if at_first else second
+        close += at_first | at_second
+    for other in range(_HASHED, _HASHED + slots[_APART]):
+        for k in range(CHOOSERS):
+            known[close] = other
+            close += tags[k] == slots[other]
+    ahead, both, ahead_best, both_best = np.float32(0.0), np.float32(0.0), np.float32(0.0), np.float32(0.0)
+    for k in range(close):
+        at = np.uint64(known[k])
+        one = values[at, AHEAD]
+        sides = one + values[at, BEHIND]
+        ahead += one
+        both += sides
+        ahead_best = one if one > ahead_best else ahead_best
+        both_best = sides if sides > both_best else both_best
+    inverse = 1.0 / max(min(choosers.total[item], CHOOSERS), 1)
+    scale = norm / _FLOOR
+    levels[0] = 1.0 + scale * ahead
+    levels[1] = 1.0 + scale * inverse * ahead
+    levels[2] = 1.0 + scale * ahead_best
+    levels[3] = 1.0 + scale * both
+    levels[4] = 1.0 + scale * inverse * both
+    levels[5] = 1.0 + scale * both_best
+    return close * inverse

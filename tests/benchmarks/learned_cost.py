@@ -19,7 +19,7 @@ from numba import njit
 
 from models.domain.candidates import LEARNED_QUERY_WINDOW, Query, clear, new_lists, new_scratch, propose
 from models.domain.features import FEATURE_COUNT, describe_list
-from models.domain.fellows import FELLOW_FEATURES, FELLOWS, SIDES, describe_choosers, gather
+from models.domain.fellows import FELLOW_LEVELS, FELLOWS, SIDES, describe_choosers, gather
 from models.domain.habits import HABITS, NO_HABITS, PASSED_LENGTH, Habits, people_of
 from models.domain.ports import EventInputs
 from models.domain.statistics import PAIR_WINDOW, Statistics, Touches
@@ -76,12 +76,12 @@ def find_candidates(arrays, scratch, available, query, worth, lists):  # type: i
 
 @njit
 def see_fellows(arrays, scratch, people, lists):  # type: ignore[no-untyped-def]
-    out = np.empty(len(FELLOW_FEATURES), np.float32)
+    levels = np.empty(FELLOW_LEVELS, np.float32)
     for row in range(lists.size.shape[0]):
         gather(scratch.fellow_slots, scratch.fellow_values, people.fellow[row], people.closeness[row])
         for k in range(lists.size[row]):
             item = lists.item[row, k]
-            describe_choosers(arrays.choosers, scratch.fellow_slots, scratch.fellow_values, item, 0.1, out)
+            describe_choosers(arrays.choosers, scratch.fellow_slots, scratch.fellow_values, item, 0.1, levels)
 
 
 def best_of(work: Callable[[], object], repeats: int = REPEATS) -> float:

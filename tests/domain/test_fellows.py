@@ -17,6 +17,7 @@ from models.domain.fellows import (
     BEHIND,
     CHOOSERS,
     FELLOW_FEATURES,
+    FELLOW_LEVELS,
     FELLOW_SLOTS,
     FELLOWS,
     SIDES,
@@ -62,9 +63,9 @@ class Person:
     def sees(self, choosers: Choosers, item: int, norm: float = 1.0) -> dict[str, float]:
         slots, values = np.full(FELLOW_SLOTS, 9, np.int32), np.ones((FELLOW_SLOTS, SIDES), np.float32)
         gather(slots, values, self.fellow, self.closeness)
-        out = np.full(len(FELLOW_FEATURES), np.nan, np.float32)
-        describe_choosers(choosers, slots, values, item, norm, out)
-        return dict(zip(FELLOW_FEATURES, out.tolist(), strict=True))
+        levels = np.full(FELLOW_LEVELS, np.nan, np.float32)
+        share = describe_choosers(choosers, slots, values, item, norm, levels)
+        return dict(zip(FELLOW_FEATURES, [*np.log(levels).tolist(), share], strict=True))
 
 
 def test_who_was_there_before_is_ahead_and_who_comes_after_is_behind() -> None:
@@ -153,13 +154,14 @@ def test_features_equal_a_plain_reference(log: Sequence[tuple[int, int]], norm: 
 
 def test_tags_that_share_a_place_are_told_apart() -> None:
     choosers = new_choosers(ITEMS)
-    for item, tag in enumerate([5, 5 + FELLOW_SLOTS, 5 + 2 * FELLOW_SLOTS]):
-        note_chooser(choosers, item, tag, 0, 1)
+    for item in range(ITEMS):
+        note_chooser(choosers, item, 5 + (item << 20), 0, 1)  # the places follow from the lower twenty bits
     ann = Person(1)
-    ann.choose(choosers, 0, 10)
-    ann.choose(choosers, 1, 11)
-    shares = [ann.sees(choosers, item)["fellows_share"] for item in range(3)]
-    assert shares == [0.5, 0.5, 0.0], "she is among the choosers of the first two herself"
+    for item in range(ITEMS - 1):
+        ann.choose(choosers, item, 10 + item)
+    shares = [ann.sees(choosers, item)["fellows_share"] for item in range(ITEMS)]
+    assert shares == [*[0.5] * (ITEMS - 1), 0.0], "she is among the choosers of the others herself"
+    assert ann.sees(choosers, 0)["fellows_ahead"] == pytest.approx(math.log(1 + 1e3 / math.log2(3.0)))
 
 
 def test_a_user_gets_a_tag_with_his_first_event_keeps_it_and_loses_it_when_forgotten() -> None:
