@@ -1,0 +1,38 @@
+"""The best of what co-visitation reaches, against a plain sort."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from models.domain.candidates import COVISIT_80, COVISITED, _best_covisited, new_scratch
+from models.domain.statistics import Statistics
+
+ITEMS = 600
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(0, 2**32),
+    st.integers(0, ITEMS),
+    st.sampled_from([0.0, 1.0, 20.0]),
+    st.sampled_from([1, 3, ITEMS]),
+    st.floats(0.0, 1.0),
+)
+def test_the_best_are_those_of_a_sort(seed: int, touched: int, spread: float, distinct: int, share: float) -> None:
+    """Ties go to the smaller index; over any range of sums, and however few may be proposed."""
+    rng = np.random.default_rng(seed)
+    arrays, scratch = Statistics(ITEMS).arrays, new_scratch(ITEMS)
+    arrays.pairs.inverse_root[:] = 1.0
+    members = rng.permutation(ITEMS)[:touched].astype(np.int32)
+    sums = np.exp(rng.normal(size=distinct) * spread).astype(np.float32)[rng.integers(0, distinct, touched)]
+    scratch.touched[:touched] = members
+    scratch.covisit[members, COVISIT_80] = sums
+    available = rng.random(ITEMS) < share
+    scratch.stamp[0] = 1
+    scratch.excluded[rng.integers(0, ITEMS, 50)] = 1
+    allowed = available[members] & (scratch.excluded[members] != 1)
+    got = _best_covisited(arrays, scratch, available, touched)
+    order = np.lexsort((members[allowed], -sums[allowed]))[:COVISITED]
+    assert scratch.heap[:got].tolist() == members[allowed][order].tolist()

@@ -1,0 +1,40 @@
+"""Logarithms of many numbers at once, and places by a key, against numpy's."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from models.domain.logarithms import log_all
+from models.domain.places import places
+
+
+def test_logarithms_are_off_by_less_than_a_millionth() -> None:
+    numbers = np.exp(np.random.default_rng(0).uniform(-80, 80, 100_000)).astype(np.float32)
+    expected = np.log(numbers.astype(np.float64))
+    log_all(numbers)
+    np.testing.assert_allclose(numbers, expected, rtol=2e-7, atol=1e-7)
+
+
+def test_the_logarithm_of_one_is_zero() -> None:
+    ones = np.ones(37, np.float32)
+    log_all(ones)
+    assert not ones.any()
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 17, 300, 512, 513, 700])
+def test_places_are_those_of_a_sort(size: int) -> None:
+    keys = np.random.default_rng(size).permutation(size).astype(np.float32)
+    assert places(keys).tolist() == (size - 1 - keys).tolist()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, 4), max_size=80))
+def test_equal_keys_share_no_place_and_stand_together(drawn: list[int]) -> None:
+    keys = np.array(drawn, np.float32)
+    found = places(keys)
+    assert sorted(found.tolist()) == list(range(len(keys)))
+    assert (np.diff(keys[np.argsort(found)]) <= 0).all()
+    assert found.tolist() == places(keys.copy()).tolist()
