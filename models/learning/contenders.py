@@ -17,6 +17,7 @@ from models.learning.encoder_trainer import EncoderConfig, EncoderTrainer
 from models.learning.encoder_weights import EncoderWeights
 from models.learning.feedback_log import FeedbackLog
 from models.learning.lists import ListBuffer, Lists
+from models.learning.log import TrainingLog
 from models.learning.ranker_trainer import RankerConfig, RankerTrainer
 from models.learning.ranker_weights import RankerWeights
 from models.learning.rescoring import Histories, ServedLists, described_anew, places, users_before
@@ -78,6 +79,8 @@ class Challenger:
         """Records that it has learned from since it was last fitted as a whole."""
         self.unsettled = 0
         """Records that it has still to learn from before it can be judged."""
+        self._ahead = range(0)
+        """Lists that the buffer holds and that this one has yet to meet, counted as the buffer does."""
 
     @classmethod
     def restored(
@@ -101,7 +104,7 @@ class Challenger:
         challenger.reachable = state["reachable"]
         challenger.events, challenger.fitted_lists = state["events"], state["fitted_lists"]
         challenger.until_ms, challenger.learned = state["until_ms"], state["learned"]
-        challenger.unsettled = state["unsettled"]
+        challenger.unsettled, challenger._ahead = state["unsettled"], range(0)
         return challenger
 
     def state(self, log: FeedbackLog) -> TrainingState:
@@ -119,9 +122,10 @@ class Challenger:
             until_ms=self.until_ms,
         )
 
-    def learn(self, log: FeedbackLog, start: int, records: Sequence[Feedback], lists: Lists) -> float:
+    def learn(self, log: TrainingLog, start: int, records: Sequence[Feedback], lists: Lists) -> float:
         """
         Args:
+            log: what was known when the records had come.
             start: number of the first of the records' events in the log; they stand at its end.
             lists: the records' lists, described by the challenger as it is now.
         Returns: the encoder's loss, nats.
@@ -130,34 +134,50 @@ class Challenger:
         if len(lists.at):
             kept = len(self.lists)
             fresh = min(len(lists.at), kept)
-            rows = np.arange(kept)
-            self.rankers.update(self.lists.lists, rows[kept - fresh :], rows[: kept - fresh])
-        reached, reachable = reached_by_sources(records)
-        self.reached += reached
-        self.reachable += reachable
+            first, ahead = self.lists.appended - kept, self._ahead
+            number = np.arange(first, first + kept)
+            earlier = (number < number[kept - fresh]) & ((number < ahead.start) | (number >= ahead.stop))
+            self.rankers.update(self.lists.lists, np.arange(kept - fresh, kept), np.flatnonzero(earlier))
         self.windows += 1
         self.learned += len(records)
         self.unsettled = max(0, self.unsettled - len(records))
         self.until_ms = max([self.until_ms, *(record.event_time_ms for record in records)])
-        whole = log.log
-        return self.encoders.update(whole, start, len(whole))
+        return self.encoders.update(log, start, len(log))
 
-    def refit(self, log: FeedbackLog, *, epochs: int, validation: float, settling: int) -> None:
-        """Fit the encoder on the whole log from its present weights, and the ranker anew on all past lists.
+    def resume(self, former: Challenger, ranker: Mapping[str, torch.Tensor]) -> None:
+        """Take over from the challenger before: what it counted and fitted, and its ranker as it stood at some time."""
+        self.rankers = RankerTrainer.of(self.rankers.config, self.rankers.seed, ranker)
+        self.reached, self.reachable = former.reached.copy(), former.reachable
+        self.fitted_lists, self.windows = former.fitted_lists, former.windows
+
+    def count(self, records: Sequence[Feedback]) -> None:
+        """Add what the candidate sources came to."""
+        reached, reachable = reached_by_sources(records)
+        self.reached += reached
+        self.reachable += reachable
+
+    def refit(self, log: TrainingLog, ahead: int, *, epochs: int, validation: float, settling: int) -> None:
+        """Fit the encoder on a log from its present weights, and the ranker anew on all past lists.
 
         The ranker only where there are as many lists as it was fitted on: it begins anew each time.
 
         Args:
+            ahead: the buffer's newest lists, which belong to events behind the log's end.
             validation: latest share of the lists, on which is chosen how long the ranker trains.
             settling: records until the ranker knows the new encoder's scores.
         """
-        whole = log.log
-        self.encoders.fit(whole, len(whole), epochs=epochs)
-        count = len(self.lists)
-        if count and count >= min(self.fitted_lists, self.lists.capacity):
-            self.rankers.fit_latest(self.lists.lists, int((1.0 - validation) * count))
+        self.encoders.fit(log, len(log), epochs=epochs)
+        ahead = min(ahead, len(self.lists))
+        self._ahead = range(self.lists.appended - ahead, self.lists.appended)
+        count = len(self.lists) - ahead
+        if count and count >= min(self.fitted_lists, self.lists.capacity - ahead):
+            self.rankers.fit_latest(self.lists.lists.until(count), int((1.0 - validation) * count))
             self.fitted_lists = count
-        self.events, self.learned, self.unsettled = len(whole), 0, settling
+        self.unsettled = settling
+
+    def settled(self, events: int) -> None:
+        """It has met what it was fitted before: everything that the buffer holds, and so many events."""
+        self._ahead, self.events, self.learned = range(0), events, 0
 
 
 def reached_by_sources(records: Sequence[Feedback]) -> tuple[F64, int]:

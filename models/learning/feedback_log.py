@@ -170,8 +170,11 @@ class FeedbackLog:
             self._keep(~gone)
         return int(gone.sum())
 
-    def trim(self) -> None:
-        """Drop the oldest events beyond the capacity, and the oldest texts beyond theirs."""
+    def trim(self) -> bool:
+        """Drop the oldest events beyond the capacity, and the oldest texts beyond theirs.
+
+        Returns: whether events have other numbers now.
+        """
         count = len(self._rows)
         # A tenth more is let grow, so that the others are not moved at each call.
         if count > self.capacity + self.capacity // 10:
@@ -182,6 +185,7 @@ class FeedbackLog:
             text = self._rows.text[: len(self._rows)]
             text[text < len(self._texts) - self.text_capacity] = -1
             self._drop_texts()
+        return len(self._rows) < count
 
     # keeping ----------------------------------------------------------------------------------------------------------
 

@@ -23,6 +23,10 @@ class Lists:
     size: npt.NDArray[np.int32]
     chosen: npt.NDArray[np.int32]
 
+    def until(self, row: int) -> Lists:
+        """Views of the lists before that row."""
+        return Lists(self.at[:row], self.features[:row], self.size[:row], self.chosen[:row])
+
     def before(self, end: int) -> npt.NDArray[np.int64]:
         """Rows of the lists asked before event `end`."""
         return np.arange(int(np.searchsorted(self.at, end)))
@@ -87,7 +91,7 @@ class ListBuffer:
         arrays, count = self._arrays, self._count
         if arrays is None:
             raise ValueError("no list was appended yet")
-        return Lists(arrays.at[:count], arrays.features[:count], arrays.size[:count], arrays.chosen[:count])
+        return arrays.until(count)
 
     def append(self, fresh: Examples) -> None:
         self.extend(Lists(fresh.position, fresh.features, fresh.size, fresh.chosen))

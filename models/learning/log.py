@@ -49,6 +49,10 @@ class TrainingLog:
     def __len__(self) -> int:  # events, not fields
         return len(self.user)
 
+    def until(self, end: int) -> TrainingLog:
+        """What was known before event `end`; items and texts stay."""
+        return replace(self, **{name: getattr(self, name)[:end] for name in EventRows.COLUMNS})
+
 
 class EventRows:
     """Events as columns that grow one event at a time; users and items are numbered in order of appearance.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -21,12 +22,12 @@ from models.domain.state import event_hash
 from models.learning.contenders import Challenger, Contender, Serving
 from models.learning.feedback_log import FeedbackLog
 from models.learning.first_fit import fit_first
-from models.learning.gate import Decision, Evidence, gains
+from models.learning.gate import Decision, Evidence, gains, within_list
 from models.learning.lists import ListBuffer
 from models.learning.online_checkpoint import SavedLists, SavedRound, newest, write_round, write_whole
 from models.learning.online_config import OnlineConfig
 from models.learning.rescoring import ServedLists, histories_of, served_lists
-from models.learning.rounds import Action, Champion, Observed, Round, Scene
+from models.learning.rounds import Action, Champion, Observed, Round, Scene, Window, without_features
 from models.learning.training_state import TrainingState
 from models.learning.user_shares import UserShares
 
@@ -65,6 +66,8 @@ class OnlineTrainer:
         self.challenger: Challenger | None = None if state is None else self._new_challenger(state)
         self.evidence, self.watch = Evidence(config.gate.memory), Evidence(config.gate.memory)
         self.shares = UserShares(config.user_limit, config.user_span)
+        self.recent: deque[Window] = deque()
+        """Newest rounds since the champion is one, oldest first. Not saved: after a restart there are none at first."""
         self.rounds = 0
         self.position = 0
         """Of the records that the rounds so far have taken in, in whatever counts them: whoever loads a save hands in
@@ -118,7 +121,8 @@ class OnlineTrainer:
 
     def forget(self, user_id: str, until_ms: int) -> None:
         """Learn from nothing that the user did at or before that time. What was learned already stays."""
-        self.log.forget(user_id, until_ms)
+        if self.log.forget(user_id, until_ms):
+            self.recent.clear()  # it holds what he did, and numbers of the log as it was
         self._pending = [
             record for record in self._pending if record.user_id != user_id or record.event_time_ms > until_ms
         ]
@@ -143,7 +147,8 @@ class OnlineTrainer:
         started, self._candidate = time.monotonic(), None
         records, texts, log = self._pending, self._texts, self.log
         self._pending, self._pending_ids, self._texts = [], set(), {}
-        log.trim()
+        if log.trim():
+            self.recent.clear()  # the log's events have other numbers now
         start = log.add(records, texts)
         served, bad = served_lists(records, log.number_items)
         log.number_items([past[0] for record in records for past in record.history])
@@ -185,6 +190,7 @@ class OnlineTrainer:
         self.champion, self.former = self.former, None
         self._restart()
         self.watch.clear()
+        self.recent.clear()
 
     # keeping ----------------------------------------------------------------------------------------------------------
 
@@ -273,7 +279,7 @@ class OnlineTrainer:
         self.challenger = fit_first(self.log, records, start, self.lists, self.config, self.seed)
         nan = math.nan
         seconds = time.monotonic() - started
-        served = _mean(_served_gains([r for at, r in enumerate(records) if at not in set(bad)]))
+        served = _ndcg(_served_places([r for at, r in enumerate(records) if at not in set(bad)]))
         return Round(self.rounds, "first", None, None, len(records), len(bad), served, nan, nan, nan, 0.0, seconds)
 
     def _compare(
@@ -287,13 +293,15 @@ class OnlineTrainer:
         state = challenger.state(self.log)
         scene = Scene(records, served, histories_of(records, self.options, self.log.number_items, self.log.past_text))
         places, features = Contender(state, self.serving).rank(self.log, *scene)
-        own, as_served = gains(places[asked]), _served_gains([records[at] for at in asked])
-        champion = self._gains(self.champion, scene, asked, as_served)
+        own, as_served = places[asked], _served_places([records[at] for at in asked])
+        champion = self._places(self.champion, scene, asked, as_served)
         comparable = challenger.windows > 0 and challenger.unsettled == 0
         if comparable or self.champion.contender is None:
-            self.evidence.add(users, champion, own)
+            # Of what was served only the places in the list are known: the challenger's count as far.
+            known = own if self.champion.contender is not None else within_list(own)
+            self.evidence.add(users, champion, known)
         if self.former is not None:
-            self.watch.add(users, self._gains(self.former, scene, asked, as_served), champion)
+            self.watch.add(users, self._places(self.former, scene, asked, as_served), champion)
         action, decision = self._decide()
         evaluated = time.monotonic()
         if action == "promote":
@@ -304,16 +312,16 @@ class OnlineTrainer:
         loss = math.nan
         # A challenger that begins anew begins with this window: described by its former self, which had not seen it.
         if self.challenger is not None and action != "rollback":
-            loss = self.challenger.learn(self.log, start, records, lists)
-            if self._due_for_refit(self.challenger):
-                config = self.config
-                self.challenger.refit(
-                    self.log,
-                    epochs=config.refit_epochs,
-                    validation=config.validation,
-                    settling=min(config.settling, len(self.log.log) // 4),
-                )
-                self.evidence.clear()  # it speaks of another one
+            self._remember(scene, start, asked, champion)
+            self.challenger.count(records)
+            loss = self.challenger.learn(self.log.log, start, records, lists)
+            if action != "promote" and self._due_for_refit(self.challenger):
+                self._renew(self.challenger)
+                action, decision = self._decide()
+                if action == "promote":
+                    self._candidate = self.challenger.state(self.log)
+                elif action == "discard":
+                    self._restart()
         return Round(
             number=self.rounds,
             action=action,
@@ -321,9 +329,9 @@ class OnlineTrainer:
             model=self._candidate,
             records=len(records),
             unreadable=len(bad),
-            served_ndcg=_mean(as_served),
-            champion_ndcg=_mean(champion),
-            challenger_ndcg=_mean(own),
+            served_ndcg=_ndcg(as_served),
+            champion_ndcg=_ndcg(champion),
+            challenger_ndcg=_ndcg(own),
             loss=loss,
             evaluation_seconds=evaluated - started,
             training_seconds=time.monotonic() - evaluated,
@@ -335,6 +343,51 @@ class OnlineTrainer:
         grown = challenger.learned >= self.config.refit_growth * challenger.events
         return grown and len(self.evidence) >= self.config.gate.least_records
 
+    def _remember(self, scene: Scene, start: int, asked: Sequence[int], champion: F64) -> None:
+        """Keep the round for a challenger that is fitted anew."""
+        assert self.challenger is not None
+        ranker = self.challenger.rankers.tensors()
+        lean = [without_features(record) for record in scene.records]
+        users = [scene.records[at].user_id for at in asked]
+        window = Window(scene._replace(records=lean), start, len(self.log.log), asked, users, champion, ranker)
+        self.recent.append(window)
+        while (
+            sum(len(one.scene.records) for one in self.recent) - len(self.recent[0].scene.records) >= self.config.ahead
+        ):
+            self.recent.popleft()
+
+    def _renew(self, former: Challenger) -> None:
+        """Fit the challenger anew on all but the newest rounds, and let it meet these one by one, as if they came now.
+
+        Evaluated before it learns from each, it has its evidence at once. It begins from the champion, which has seen
+        none of these rounds, and from the ranker as it stood before them. Where no training state of the champion is
+        known it is fitted on everything, and has to wait for its evidence.
+        """
+        config, whole, state = self.config, self.log.log, self.champion.state
+        settling = min(config.settling, len(whole) // 4)
+        windows = [] if state is None else list(self.recent)
+        self.evidence.clear()  # it speaks of another one
+        challenger = former
+        if windows:
+            assert state is not None
+            challenger = self.challenger = self._new_challenger(state.renumbered(self.log.item_ids))
+            challenger.resume(former, windows[0].ranker)
+        challenger.refit(
+            whole.until(windows[0].start) if windows else whole,
+            sum(len(window.scene.served.row) for window in windows),
+            epochs=config.refit_epochs,
+            validation=config.validation,
+            settling=settling,
+        )
+        for window in windows:
+            scene = window.scene
+            places, features = Contender(challenger.state(self.log), self.serving).rank(self.log, *scene)
+            if challenger.unsettled == 0:
+                self.evidence.add(window.users, window.champion, places[window.asked])
+            lists = scene.served._replace(features=features).lists()
+            challenger.learn(whole.until(window.end), window.start, scene.records, lists)
+        challenger.settled(len(whole))
+
     def _decide(self) -> tuple[Action, Decision]:
         config, seed = self.config, self.seed + self.rounds
         if self.former is not None:
@@ -344,17 +397,18 @@ class OnlineTrainer:
         decision = self.evidence.judge(config.gate, seed)
         return decision.verdict, decision
 
-    def _gains(self, model: Champion, scene: Scene, asked: Sequence[int], as_served: F64) -> F64:
+    def _places(self, model: Champion, scene: Scene, asked: Sequence[int], as_served: F64) -> F64:
         """What was served stands for a champion that cannot be run here: a bundle without training weights."""
         if model.contender is None:
             return as_served
-        return gains(model.contender.rank(self.log, *scene)[0][asked])
+        return model.contender.rank(self.log, *scene)[0][asked]
 
     def _succeed(self, version: str, state: TrainingState | None) -> None:
         self.former = self.champion if self.champion.contender is not None else None
         self.champion = self._champion(version, state)
         self.evidence.clear()
         self.watch.clear()
+        self.recent.clear()  # it has learned from them
 
     def _restart(self) -> None:
         """A challenger that goes on from the champion; without one, a first model is fitted again."""
@@ -373,11 +427,11 @@ class OnlineTrainer:
         return Challenger(state, self.config.encoder, self.config.ranker, self.lists, self.seed)
 
 
-def _served_gains(records: Sequence[Feedback]) -> F64:
+def _served_places(records: Sequence[Feedback]) -> F64:
     places = [0 if record.candidates is None else record.candidates.place for record in records]
     found = np.array(places, np.float64)
-    return gains(np.where(found > 0, found, np.inf))
+    return within_list(np.where(found > 0, found, np.inf))
 
 
-def _mean(values: F64) -> float:
-    return float(values.mean()) if len(values) else math.nan
+def _ndcg(places: F64) -> float:
+    return float(gains(places).mean()) if len(places) else math.nan

@@ -30,6 +30,9 @@ class OnlineConfig:
     settling: int = 2_000
     """Records that a challenger learns from after a whole fit before it is compared, a quarter of the log at most: its
     ranker has to get to know the new encoder's scores."""
+    ahead: int = 4_000
+    """Newest records that a whole fit leaves out, so that the challenger meets them as if they came now and has its
+    evidence at once."""
     validation: float = 0.1
     """Latest share of past lists, on which is chosen how long the ranker trains in a whole fit."""
     candidates: int = 200

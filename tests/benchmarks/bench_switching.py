@@ -58,6 +58,18 @@ class Seen(NamedTuple):
     """All its scores are of the version that it names."""
 
 
+class Memory(NamedTuple):
+    """Resident bytes of a process."""
+
+    anonymous: int
+    files: int
+
+    @classmethod
+    def of(cls, process: psutil.Process) -> Memory:
+        found = process.memory_info()
+        return cls(found.rss - found.shared, found.shared)
+
+
 class Lists:
     """Reads `recommendations` beside the publishing."""
 
@@ -161,12 +173,14 @@ async def measure(found: Bench, switches: int, rate: float, pause: float) -> dic
         before = folded_so_far(one)
         lists, load = Lists(stand, dict(zip(versions, MARKS, strict=True))), Load(one, rate)
         worker = psutil.Process(one.pid)
-        rss: list[int] = []
+        memory: list[Memory] = []
         windows: list[tuple[float, float]] = []
         async with running(lists.follow()):
             async with running(load.run()):
                 started = time.time()
+                before_quiet = Memory.of(worker)
                 await asyncio.sleep(QUIET_SECONDS)
+                quiet_growth = Memory.of(worker).anonymous - before_quiet.anonymous
                 quiet_end = time.time()
                 for number in range(switches):
                     began = time.time()
@@ -178,7 +192,7 @@ async def measure(found: Bench, switches: int, rate: float, pause: float) -> dic
                         print("\n".join(stand.log_path.read_text().splitlines()[-40:]))
                         raise
                     windows.append((began, time.time()))
-                    rss.append(worker.memory_info().rss)
+                    memory.append(Memory.of(worker))
                     await asyncio.sleep(pause)
                 switched = time.time()
                 await asyncio.sleep(QUIET_SECONDS)
@@ -216,10 +230,22 @@ async def measure(found: Bench, switches: int, rate: float, pause: float) -> dic
         "pause_ms_mean": 1e3 * mean(samples, "pause"),
         "prepare_seconds_mean": mean(samples, "prepare"),
         "refolded": int(samples.total("streamrec_refolded_states_total")),
-        "rss_bytes": rss,
-        # After the first turn through the three versions, everything that is made once has been made.
-        "rss_growth_bytes": int(np.median(rss[-5:]) - np.median(rss[len(MARKS) : len(MARKS) + 5])),
+        "rss_bytes": [each.anonymous + each.files for each in memory],
+        "anonymous_bytes": [each.anonymous for each in memory],
+        "rss_growth_bytes": growth([each.anonymous + each.files for each in memory]),
+        # What the process holds for itself; the rest of its resident memory are pages of the embedded store's files,
+        # which the system takes back when it needs them.
+        "anonymous_growth_bytes": growth([each.anonymous for each in memory]),
+        "file_growth_bytes": growth([each.files for each in memory]),
+        "anonymous_growth_bytes_quiet": quiet_growth,
     }
+
+
+def growth(bytes_after: Sequence[int]) -> int:
+    """From the switches after the first turn through the versions, when what is made once has been made, to the last;
+    both the median of five."""
+    settled = bytes_after[len(MARKS) :]
+    return int(np.median(settled[-5:]) - np.median(settled[:5])) if settled else 0
 
 
 def mean(samples: Samples, phase: str) -> float:
@@ -260,7 +286,8 @@ def main() -> None:
     parser.add_argument("--broker", choices=("embedded", "kafka"), default="kafka")
     args = parser.parse_args()
     result = uvloop.run(run(args.switches, args.rate, args.pause, args.broker))
-    print(msgspec.json.format(msgspec.json.encode({**result, "rss_bytes": result["rss_bytes"][-1]})).decode())
+    shown = {**result, **{name: result[name][-1] for name in ("rss_bytes", "anonymous_bytes")}}
+    print(msgspec.json.format(msgspec.json.encode(shown)).decode())
     if args.json:
         Path(args.json).write_bytes(msgspec.json.format(msgspec.json.encode(result)) + b"\n")
 

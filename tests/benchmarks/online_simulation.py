@@ -35,6 +35,7 @@ from streams.cli.lines import BadLines
 from streams.cli.replaying import Prepared, prepare, read_events, read_items
 from streams.cli.training import serving
 from streams.settings import Settings
+from tests.services.shuffled import ShuffledTrainer
 
 # Events a call of the pipeline: a round can come after each.
 BATCH = 50
@@ -172,9 +173,11 @@ def read_log(events: Path, items: Path, bundle: Path, data: Path) -> tuple[Prepa
     return prepare(settings, contract, log, read_items(items, contract)[0]), log
 
 
-def trainer_of(prepared: Prepared, bundle: Path, config: OnlineConfig, seed: int) -> OnlineTrainer:
+def trainer_of(
+    prepared: Prepared, bundle: Path, config: OnlineConfig, seed: int, kind: type[OnlineTrainer] = OnlineTrainer
+) -> OnlineTrainer:
     state = TrainingState.decode((bundle / TRAINING).read_bytes())
-    trainer = OnlineTrainer(
+    trainer = kind(
         prepared.bundle.version,
         state,
         kinds=state.kinds,
@@ -205,6 +208,7 @@ def main() -> None:
     parser.add_argument(
         "--flood-at", type=float, help="share of the log where one user sends 10,000 clicks on one item"
     )
+    parser.add_argument("--shuffled", action="store_true", help="challengers learn that users chose what others chose")
     parser.add_argument("--spoil-at", type=float, help="share of the log where the champion is made a bad one")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--data-dir", type=Path, default=Path("/tmp/streamrec-online"))
@@ -217,7 +221,8 @@ def main() -> None:
     stream = Stream(prepared, log)
     begin, end = int(given.trained * len(log)), int(given.until * len(log))
     config = OnlineConfig(window=given.window, gate=GateRule(promote=given.promote, memory=given.memory))
-    trainer = None if given.frozen else trainer_of(prepared, given.bundle, config, given.seed)
+    kind = ShuffledTrainer if given.shuffled else OnlineTrainer
+    trainer = None if given.frozen else trainer_of(prepared, given.bundle, config, given.seed, kind)
     started = time.perf_counter()
     # What the bundle was trained on goes through the worker too, since statistics and states begin there.
     for records in stream.play(begin, asked_share=0.0, publish=False, feedback=trainer is not None, candidates_share=0):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,12 +17,12 @@ from models.domain.events import Interaction
 from models.domain.feedback import Feedback
 from models.learning.checkpoint import CheckpointError
 from models.learning.contenders import Challenger
-from models.learning.feedback_log import FeedbackLog
 from models.learning.gate import GateRule, WatchRule
 from models.learning.lists import Lists
+from models.learning.log import TrainingLog
 from models.learning.online import OnlineTrainer, Round
 from models.learning.online_config import OnlineConfig
-from models.learning.ranker_trainer import RankerConfig
+from models.learning.ranker_trainer import RankerConfig, RankerTrainer
 from models.learning.training_state import TrainingState
 from streams.cli.training import serving
 from tests.domain.helpers import (
@@ -36,6 +37,7 @@ from tests.domain.helpers import (
     records,
     text_vector,
 )
+from tests.services.shuffled import ShuffledTrainer
 
 pytestmark = [pytest.mark.train, pytest.mark.slow]
 USERS, ITEMS = 30, 60
@@ -94,8 +96,13 @@ def stream() -> list[Feedback]:
     return told(events(2_600))
 
 
-def trainer(config: OnlineConfig = CONFIG, state: TrainingState | None = None, seed: int = 0) -> OnlineTrainer:
-    made = OnlineTrainer(
+def trainer(
+    config: OnlineConfig = CONFIG,
+    state: TrainingState | None = None,
+    seed: int = 0,
+    kind: type[OnlineTrainer] = OnlineTrainer,
+) -> OnlineTrainer:
+    made = kind(
         "m1", state, kinds=KINDS, text_dimension=WIDTH, options=OPTIONS, serving=serving(), config=config, seed=seed
     )
     made.declare(IDS, TEXTS)
@@ -223,24 +230,13 @@ def test_a_spoiled_champion_goes_back_to_the_former_one(
     assert "spoiled" not in online.champion.version
 
 
-class Shuffled(Challenger):
-    """Learns that users chose what others chose."""
-
-    def learn(self, log: FeedbackLog, start: int, records: Sequence[Feedback], lists: Lists) -> float:
-        rng = np.random.default_rng(self.windows)
-        item = log.log.item
-        item[start:] = rng.permutation(item[start:])
-        chosen = (rng.random(len(lists.at)) * lists.size).astype(np.int32)
-        return super().learn(log, start, records, replace(lists, chosen=chosen))
-
-
 def test_a_challenger_that_learns_from_shuffled_choices_is_not_promoted(
     stream: list[Feedback], learned: tuple[OnlineTrainer, list[Round]]
 ) -> None:
     state = learned[0].champion.state
     assert state is not None
-    online = trainer(replace(CONFIG, gate=GateRule(least_records=300)), state=replace(state, until_ms=-1))
-    online.challenger = Shuffled(state, CONFIG.encoder, CONFIG.ranker, online.lists, 0)
+    config = replace(CONFIG, gate=GateRule(least_records=300))
+    online = trainer(config, state=replace(state, until_ms=-1), kind=ShuffledTrainer)
     rounds: list[Round] = []
     for first in range(0, len(stream), 50):
         online.observe(stream[first : first + 50], {})
@@ -250,6 +246,53 @@ def test_a_challenger_that_learns_from_shuffled_choices_is_not_promoted(
                 break
     assert "promote" not in [found.action for found in rounds]
     assert rounds[-1].challenger_ndcg < rounds[-1].champion_ndcg
+
+
+def test_a_challenger_that_is_fitted_anew_is_judged_at_once_by_rounds_that_it_had_not_seen(
+    stream: list[Feedback], learned: tuple[OnlineTrainer, list[Round]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = learned[0].champion.state
+    assert state is not None
+    fits: list[tuple[int, int]] = []
+    replayed: list[tuple[int, set[int]]] = []
+    refit, update = Challenger.refit, RankerTrainer.update
+
+    def noted_refit(self: Challenger, log: TrainingLog, ahead: int, **settings: Any) -> None:
+        fits.append((len(log), ahead))
+        refit(self, log, ahead, **settings)
+
+    def noted_update(self: RankerTrainer, lists: Lists, new: Any, old: Any) -> None:
+        replayed.append((len(new), set(np.asarray(old).tolist())))
+        update(self, lists, new, old)
+
+    monkeypatch.setattr(Challenger, "refit", noted_refit)
+    monkeypatch.setattr(RankerTrainer, "update", noted_update)
+    never = GateRule(least_records=100, promote=2.0, discard=2.0)
+    config = replace(CONFIG, refit_growth=0.3, ahead=450, gate=never, lists=5_000)
+    online = trainer(config, state=replace(state, until_ms=-1, events=1_500))
+    rounds: list[Round] = []
+    for first in range(0, len(stream), 50):
+        online.observe(stream[first : first + 50], {})
+        if online.due:
+            rounds.append(online.round())
+            if fits:
+                break
+    ((events, ahead),) = fits
+    newest = [window for window in online.recent if window.start >= events]
+    held = sum(len(window.scene.records) for window in newest)
+    assert 450 <= held < 450 + CONFIG.window
+    assert events == newest[0].start == len(online.log) - held
+    assert ahead == sum(len(window.scene.served.row) for window in newest)
+    decision = rounds[-1].decision
+    assert decision is not None
+    # All that it met after it had settled, asked before it learned from them.
+    settled = newest[-(-CONFIG.settling // CONFIG.window) :]
+    assert decision.records == sum(len(window.asked) for window in settled)
+    # The ranker replays no list of a round that it has yet to meet.
+    kept = len(online.lists)
+    first_ahead = kept - 2 * ahead
+    for _, old in replayed[-len(newest) :]:
+        assert not any(first_ahead <= row < first_ahead + ahead for row in old)
 
 
 def test_what_a_forgotten_user_did_is_learned_from_no_more_and_stays_away_after_a_kill(
