@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -39,3 +40,12 @@ def read_checkpoint(directory: Path, name: str = NAME) -> tuple[dict[str, Tensor
             return {key: file.get_tensor(key) for key in file.keys()}, state  # noqa: SIM118 (no mapping)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{directory}: no checkpoint that can be read: {error}") from error
+
+
+def flush(path: Path) -> None:
+    """To the disk: a rename must not outlive what was renamed."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

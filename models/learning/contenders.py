@@ -144,28 +144,25 @@ class Challenger:
         self.until_ms = max([self.until_ms, *(record.event_time_ms for record in records)])
         return self.encoders.update(log, start, len(log))
 
-    def resume(self, former: Challenger, ranker: Mapping[str, torch.Tensor]) -> None:
-        """Take over from the challenger before: what it counted and fitted, and its ranker as it stood at some time."""
-        self.rankers = RankerTrainer.of(self.rankers.config, self.rankers.seed, ranker)
-        self.reached, self.reachable = former.reached.copy(), former.reachable
-        self.fitted_lists, self.windows = former.fitted_lists, former.windows
-
     def count(self, records: Sequence[Feedback]) -> None:
         """Add what the candidate sources came to."""
         reached, reachable = reached_by_sources(records)
         self.reached += reached
         self.reachable += reachable
 
-    def refit(self, log: TrainingLog, ahead: int, *, epochs: int, validation: float, settling: int) -> None:
-        """Fit the encoder on a log from its present weights, and the ranker anew on all past lists.
+    def refit(self, log: TrainingLog, ahead: int, *, epochs: int, validation: float, settling: int, seed: int) -> None:
+        """Fit the encoder anew on a log, and the ranker on all past lists.
 
-        The ranker only where there are as many lists as it was fitted on: it begins anew each time.
+        The encoder begins from nothing: one that goes on from its present weights, and has passed over the log's
+        beginning again and again, knows it by heart (models/README.md). The ranker is fitted only where there are as
+        many lists as it was fitted on, and else goes on.
 
         Args:
             ahead: the buffer's newest lists, which belong to events behind the log's end.
             validation: latest share of the lists, on which is chosen how long the ranker trains.
             settling: records until the ranker knows the new encoder's scores.
         """
+        self.encoders = self.encoders.anew(seed)
         self.encoders.fit(log, len(log), epochs=epochs)
         ahead = min(ahead, len(self.lists))
         self._ahead = range(self.lists.appended - ahead, self.lists.appended)
@@ -174,6 +171,10 @@ class Challenger:
             self.rankers.fit_latest(self.lists.lists.until(count), int((1.0 - validation) * count))
             self.fitted_lists = count
         self.unsettled = settling
+
+    def put_back(self, ranker: Mapping[str, torch.Tensor]) -> None:
+        """The ranker as it stood at some time."""
+        self.rankers = RankerTrainer.of(self.rankers.config, self.rankers.seed, ranker)
 
     def settled(self, events: int) -> None:
         """It has met what it was fitted before: everything that the buffer holds, and so many events."""

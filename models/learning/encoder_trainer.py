@@ -300,6 +300,14 @@ class EncoderTrainer:
         }
         write_checkpoint(directory, tensors, state)
 
+    def anew(self, seed: int) -> EncoderTrainer:
+        """One for the same items and kinds that has learned nothing."""
+        network = self.network
+        items, dimension = len(self.trained), network.projection.weight.shape[1]
+        fresh = EncoderTrainer(self.config, items=items, kinds=len(network.kind), text_dimension=dimension, seed=seed)
+        fresh.cold_offset = self.cold_offset
+        return fresh
+
     @classmethod
     def of(
         cls,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -26,8 +25,9 @@ from models.learning.gate import Decision, Evidence, gains, within_list
 from models.learning.lists import ListBuffer
 from models.learning.online_checkpoint import SavedLists, SavedRound, newest, write_round, write_whole
 from models.learning.online_config import OnlineConfig
-from models.learning.rescoring import ServedLists, histories_of, served_lists
-from models.learning.rounds import Action, Champion, Observed, Round, Scene, Window, without_features
+from models.learning.recent_rounds import RecentRounds, Window
+from models.learning.rescoring import Histories, ServedLists, histories_of, served_lists
+from models.learning.rounds import Action, Champion, Observed, Round, Scene
 from models.learning.training_state import TrainingState
 from models.learning.user_shares import UserShares
 
@@ -66,8 +66,7 @@ class OnlineTrainer:
         self.challenger: Challenger | None = None if state is None else self._new_challenger(state)
         self.evidence, self.watch = Evidence(config.gate.memory), Evidence(config.gate.memory)
         self.shares = UserShares(config.user_limit, config.user_span)
-        self.recent: deque[Window] = deque()
-        """Newest rounds since the champion is one, oldest first. Not saved: after a restart there are none at first."""
+        self.recent = RecentRounds(config.ahead)
         self.rounds = 0
         self.position = 0
         """Of the records that the rounds so far have taken in, in whatever counts them: whoever loads a save hands in
@@ -190,7 +189,7 @@ class OnlineTrainer:
         self.champion, self.former = self.former, None
         self._restart()
         self.watch.clear()
-        self.recent.clear()
+        self.recent.seen()
 
     # keeping ----------------------------------------------------------------------------------------------------------
 
@@ -218,13 +217,14 @@ class OnlineTrainer:
             "lists": len(self.lists),
             "list_files": self._saved_lists.files,
             "lists_appended": self._saved_lists.appended,
+            "windows": self.recent.write(directory),
         }
         known = {name: model for name, model in models.items() if model is not None}
         write_whole(
             directory,
             self._saves,
             lambda into: write_round(into, state, arrays, known, self.challenger),
-            [name for name, _ in self._saved_lists.files],
+            [*(name for name, _ in self._saved_lists.files), *self.recent.files],
         )
 
     @classmethod
@@ -267,6 +267,7 @@ class OnlineTrainer:
             trainer.former = trainer._champion(state["former_version"], saved.model("former"))
         trainer.evidence = Evidence.restored(config.gate.memory, state["evidence"])
         trainer.watch = Evidence.restored(config.gate.memory, state["watch"])
+        saved.read_recent(trainer.recent, trainer._histories)
         trainer.shares = UserShares.restored(config.user_limit, config.user_span, state["shares"])
         trainer._settled_shares = state["shares"]
         trainer.rounds = state["rounds"]
@@ -290,16 +291,15 @@ class OnlineTrainer:
         unreadable = set(bad)
         asked = [at for at, r in enumerate(records) if r.candidates is not None and at not in unreadable]
         users = [records[at].user_id for at in asked]
-        state = challenger.state(self.log)
-        scene = Scene(records, served, histories_of(records, self.options, self.log.number_items, self.log.past_text))
-        places, features = Contender(state, self.serving).rank(self.log, *scene)
+        log = self.log
+        state = challenger.state(log)
+        scene = Scene(records, served, self._histories(records))
+        places, features = Contender(state, self.serving).rank(log, *scene)
         own, as_served = places[asked], _served_places([records[at] for at in asked])
         champion = self._places(self.champion, scene, asked, as_served)
         comparable = challenger.windows > 0 and challenger.unsettled == 0
         if comparable or self.champion.contender is None:
-            # Of what was served only the places in the list are known: the challenger's count as far.
-            known = own if self.champion.contender is not None else within_list(own)
-            self.evidence.add(users, champion, known)
+            self._weigh(users, champion, own)
         if self.former is not None:
             self.watch.add(users, self._places(self.former, scene, asked, as_served), champion)
         action, decision = self._decide()
@@ -312,9 +312,12 @@ class OnlineTrainer:
         loss = math.nan
         # A challenger that begins anew begins with this window: described by its former self, which had not seen it.
         if self.challenger is not None and action != "rollback":
-            self._remember(scene, start, asked, champion)
+            ranker = self.challenger.rankers.tensors()
+            self.recent.add(
+                Window(self.rounds, scene, start, len(self.log), np.array(asked, np.int64), champion, ranker)
+            )
             self.challenger.count(records)
-            loss = self.challenger.learn(self.log.log, start, records, lists)
+            loss = self.challenger.learn(log.log, start, records, lists)
             if action != "promote" and self._due_for_refit(self.challenger):
                 self._renew(self.challenger)
                 action, decision = self._decide()
@@ -339,54 +342,45 @@ class OnlineTrainer:
 
     def _due_for_refit(self, challenger: Challenger) -> bool:
         """Whether the log has grown enough, and the challenger been judged: on a short log it would never be, since the
-        log grows by a quarter before there is evidence."""
+        log grows by a quarter before there is evidence.
+
+        Not on a log that tells less than the last fit saw, such as a trainer's that came after its model: what it was
+        taught before would be forgotten.
+        """
         grown = challenger.learned >= self.config.refit_growth * challenger.events
-        return grown and len(self.evidence) >= self.config.gate.least_records
+        whole = len(self.log) >= min(challenger.events, self.log.capacity)
+        return grown and whole and len(self.evidence) >= self.config.gate.least_records
 
-    def _remember(self, scene: Scene, start: int, asked: Sequence[int], champion: F64) -> None:
-        """Keep the round for a challenger that is fitted anew."""
-        assert self.challenger is not None
-        ranker = self.challenger.rankers.tensors()
-        lean = [without_features(record) for record in scene.records]
-        users = [scene.records[at].user_id for at in asked]
-        window = Window(scene._replace(records=lean), start, len(self.log.log), asked, users, champion, ranker)
-        self.recent.append(window)
-        while (
-            sum(len(one.scene.records) for one in self.recent) - len(self.recent[0].scene.records) >= self.config.ahead
-        ):
-            self.recent.popleft()
-
-    def _renew(self, former: Challenger) -> None:
+    def _renew(self, challenger: Challenger) -> None:
         """Fit the challenger anew on all but the newest rounds, and let it meet these one by one, as if they came now.
 
-        Evaluated before it learns from each, it has its evidence at once. It begins from the champion, which has seen
-        none of these rounds, and from the ranker as it stood before them. Where no training state of the champion is
-        known it is fitted on everything, and has to wait for its evidence.
+        Evaluated before it learns from each, it has its evidence at once: nothing of it has seen them, since the
+        encoder begins from nothing and the ranker from what it was before them.
         """
-        config, whole, state = self.config, self.log.log, self.champion.state
-        settling = min(config.settling, len(whole) // 4)
-        windows = [] if state is None else list(self.recent)
+        config, whole, windows = self.config, self.log.log, list(self.recent)
         self.evidence.clear()  # it speaks of another one
-        challenger = former
-        if windows:
-            assert state is not None
-            challenger = self.challenger = self._new_challenger(state.renumbered(self.log.item_ids))
-            challenger.resume(former, windows[0].ranker)
+        challenger.put_back(windows[0].ranker)
         challenger.refit(
-            whole.until(windows[0].start) if windows else whole,
+            whole.until(windows[0].start),
             sum(len(window.scene.served.row) for window in windows),
             epochs=config.refit_epochs,
             validation=config.validation,
-            settling=settling,
+            settling=min(config.settling, len(whole) // 4),
+            seed=self.seed + self.rounds,
         )
         for window in windows:
             scene = window.scene
             places, features = Contender(challenger.state(self.log), self.serving).rank(self.log, *scene)
-            if challenger.unsettled == 0:
-                self.evidence.add(window.users, window.champion, places[window.asked])
+            if challenger.unsettled == 0 and window.champion is not None:
+                self._weigh(window.users, window.champion, places[window.asked])
             lists = scene.served._replace(features=features).lists()
             challenger.learn(whole.until(window.end), window.start, scene.records, lists)
         challenger.settled(len(whole))
+
+    def _weigh(self, users: Sequence[str], champion: F64, challenger: F64) -> None:
+        """Places of both on some records. Of what was served only the places in the list are known: the challenger's
+        count as far, where that is what it is compared with."""
+        self.evidence.add(users, champion, within_list(challenger) if self.champion.contender is None else challenger)
 
     def _decide(self) -> tuple[Action, Decision]:
         config, seed = self.config, self.seed + self.rounds
@@ -403,12 +397,15 @@ class OnlineTrainer:
             return as_served
         return model.contender.rank(self.log, *scene)[0][asked]
 
+    def _histories(self, records: Sequence[Feedback]) -> list[Histories]:
+        return histories_of(records, self.options, self.log.number_items, self.log.past_text)
+
     def _succeed(self, version: str, state: TrainingState | None) -> None:
         self.former = self.champion if self.champion.contender is not None else None
         self.champion = self._champion(version, state)
         self.evidence.clear()
         self.watch.clear()
-        self.recent.clear()  # it has learned from them
+        self.recent.seen()
 
     def _restart(self) -> None:
         """A challenger that goes on from the champion; without one, a first model is fitted again."""

@@ -1,26 +1,30 @@
 """Keeps an online trainer on disk: a directory a save, written whole, then renamed, so that a kill leaves the last.
 
-Past lists, by far the most of it, are written once, in a file a save, and read again from all files that still count.
+Past lists and the newest rounds, by far the most of it, are written once, in a file a save, and read again from all
+files that still count.
 No pickle.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from models.learning.checkpoint import CheckpointError
+from models.domain.feedback import Feedback
+from models.learning.checkpoint import CheckpointError, flush
 from models.learning.contenders import Challenger
 from models.learning.lists import ListBuffer, Lists
 from models.learning.online_config import OnlineConfig
+from models.learning.recent_rounds import WINDOWS, RecentRounds
+from models.learning.rescoring import Histories
 from models.learning.training_state import TrainingState, TrainingStateError
 
 SCHEMA = 1
@@ -49,15 +53,16 @@ def write_whole(directory: Path, save: int, fill: Callable[[Path], None], kept: 
     draft.mkdir()
     fill(draft)
     for path in draft.iterdir():
-        _flush(path)
+        flush(path)
     draft.rename(whole)
-    _flush(directory)
+    flush(directory)
     for old in directory.glob(f"{_ROUND}*"):
         if old != whole:
             shutil.rmtree(old)
-    for file in directory.glob(f"{_LISTS}*"):
-        if file.name not in kept:
-            file.unlink()
+    for pattern in (_LISTS, WINDOWS):
+        for file in directory.glob(f"{pattern}*"):
+            if file.name not in kept:
+                file.unlink()
 
 
 class SavedLists:
@@ -84,7 +89,7 @@ class SavedLists:
             }
             draft = directory / f"{name}.draft"
             save_file(arrays, draft)
-            _flush(draft)
+            flush(draft)
             draft.rename(directory / name)
             self.files.append((name, fresh))
             self.appended = lists.appended
@@ -144,7 +149,7 @@ def write_round(
         (directory / _CHALLENGER).mkdir()
         own = write_challenger(directory / _CHALLENGER, challenger)
         for path in (directory / _CHALLENGER).iterdir():
-            _flush(path)
+            flush(path)
     (directory / _STATE).write_text(json.dumps({"schema": SCHEMA, "challenger": own, **state}))
 
 
@@ -168,15 +173,13 @@ class SavedRound:
         except (OSError, TrainingStateError) as error:
             raise CheckpointError(f"{path}: {error}") from error
 
+    def read_recent(self, recent: RecentRounds, histories: Callable[[Sequence[Feedback]], list[Histories]]) -> None:
+        """A former release kept none: a challenger that is fitted anew waits for its evidence then."""
+        try:
+            recent.read(self.directory.parent, self.state.get("windows", ()), histories)
+        except (OSError, KeyError, SafetensorError, msgspec.DecodeError) as error:
+            raise CheckpointError(f"{self.directory}: a round it refers to cannot be read: {error}") from error
+
     def challenger(self, lists: ListBuffer, config: OnlineConfig) -> Challenger | None:
         own = self.state["challenger"]
         return None if own is None else read_challenger(self.directory / _CHALLENGER, own, lists, config)
-
-
-def _flush(path: Path) -> None:
-    """To the disk: a rename must not outlive what was renamed."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

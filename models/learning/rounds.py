@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
-
-import numpy as np
-import numpy.typing as npt
-import torch
-from msgspec import structs
 
 from models.domain.feedback import Feedback
 from models.learning.contenders import Contender
@@ -60,31 +55,6 @@ class Scene(NamedTuple):
     records: Sequence[Feedback]
     served: ServedLists
     histories: Sequence[Histories]
-
-
-class Window(NamedTuple):
-    """A round's records as a challenger meets them that is fitted later."""
-
-    scene: Scene
-    start: int
-    """Number of the first record's event in the log."""
-    end: int
-    """Events of the log when they had come."""
-    asked: Sequence[int]
-    """Records that are evidence."""
-    users: Sequence[str]
-    """Of these."""
-    champion: npt.NDArray[np.float64]
-    """float64[len(asked)], the places that the champion gave."""
-    ranker: Mapping[str, torch.Tensor]
-    """The challenger's, before it learned from them."""
-
-
-def without_features(record: Feedback) -> Feedback:
-    """The record without the features of its list, which are its largest part."""
-    if record.candidates is None:
-        return record
-    return structs.replace(record, candidates=structs.replace(record.candidates, features=b""))
 
 
 class Champion(NamedTuple):

@@ -70,6 +70,7 @@ def main() -> None:
             found["learning"] += asked(learning, whole, start, end)
         learning.update(whole.until(end), start, end)
         if end >= (1.0 + config.refit_growth) * fitted:
+            learning = learning.anew(given.seed)
             report = learning.fit(whole.until(end), end, epochs=config.refit_epochs)
             print(f"{end:,} events: fitted anew in {report.seconds:.0f} s", flush=True)
             fitted = end
