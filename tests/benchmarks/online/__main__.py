@@ -45,7 +45,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.online", description=__doc__)
     parser.add_argument("--json", type=Path, default=ROOT / "benchmark-results" / "online.json")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--rate", type=float, default=150.0, help="events a second while a trainer learns")
+    parser.add_argument("--rate", type=float, default=100.0, help="events a second while a trainer learns")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     found: dict[str, Any] = json.loads(arguments.json.read_text()) if arguments.json.exists() else {}
