@@ -140,18 +140,26 @@ def item_table(weights: EncoderWeights, item_ids: Sequence[str]) -> tuple[list[s
 def open_towers(
     weights: EncoderWeights, item_ids: Sequence[str], kinds: Sequence[str], *, threads: int = 1
 ) -> tuple[OnnxUserEncoder, OnnxItemEncoder]:
-    """Both towers as a worker would have them, without a bundle on disk: for a backtest's many versions."""
-    sessions = [
-        open_session(name, graph(weights), [CPU], threads)
-        for name, graph in (("step", step_graph), ("sequence", sequence_graph), ("item", item_graph))
-    ]
+    """Both towers as a worker would have them, without a bundle on disk."""
+    item = open_session("item", item_graph(weights), [CPU], threads)
     ids, rows = item_table(weights, item_ids)
-    user = OnnxUserEncoder(
-        sessions[0],
-        sessions[1],
+    return (
+        open_user_tower(weights, kinds, threads=threads),
+        OnnxItemEncoder(item, dimension=weights.dimension, item_ids=ids, table=rows),
+    )
+
+
+def open_user_tower(weights: EncoderWeights, kinds: Sequence[str], *, threads: int = 1) -> OnnxUserEncoder:
+    """The user tower alone: all that a backtest's many versions take in this form."""
+    step, sequence = (
+        open_session(name, graph(weights), [CPU], threads)
+        for name, graph in (("step", step_graph), ("sequence", sequence_graph))
+    )
+    return OnnxUserEncoder(
+        step,
+        sequence,
         kinds=kinds,
         state_size=state_size(weights),
         dimension=weights.dimension,
         text_dimension=len(weights.projection),
     )
-    return user, OnnxItemEncoder(sessions[2], dimension=weights.dimension, item_ids=ids, table=rows)

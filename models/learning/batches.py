@@ -41,12 +41,18 @@ def histories(log: TrainingLog, begin: int, end: int, rng: np.random.Generator |
         rng: shuffles a user's events of one time stamp, of which no order is known; None keeps the log's order.
     """
     user, time = log.user[begin:end], log.time_ms[begin:end]
-    tie = np.arange(end - begin) if rng is None else rng.permutation(end - begin)
-    order = np.lexsort((tie, time, user))
+    # Stable sorts of what is nearly in order already: a tenth of the time of one `lexsort` by both.
+    order = np.argsort(time, kind="stable")
+    order = order[np.argsort(user[order], kind="stable")]
     user, time = user[order], time[order]
     new = np.ones(len(order), np.bool_)
     new[1:] = user[1:] != user[:-1]
     starts = np.flatnonzero(new)
+    if rng is not None:
+        later = new.copy()
+        later[1:] |= time[1:] != time[:-1]
+        # Stamp by stamp, within one as drawn: a single number for both, since numbers sort faster than pairs.
+        order = order[np.argsort(np.cumsum(later) * len(order) + rng.permutation(len(order))[order])]
     seconds = np.diff(time, prepend=time[:1]).astype(np.float64) / 1_000.0
     log2_gap = np.log2(1.0 + np.maximum(seconds, 0.0))
     event = (order + begin).astype(np.int64)
@@ -80,26 +86,25 @@ def cut(past: Histories, length: int, rng: np.random.Generator) -> Chunks:
     """All points of all users in chunks of at most `length`, the cuts elsewhere each time."""
     starts, ends = past.user_start[:-1], past.user_start[1:]
     sizes = ends - starts
-    offset = np.where(sizes > length, rng.integers(1, length + 1, len(sizes)), sizes)
-    pieces = 1 + -(-np.maximum(sizes - offset, 0) // length)
-    user = np.repeat(np.arange(len(starts)), pieces)
-    number = np.arange(len(user)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
-    begin = starts[user] + np.where(number == 0, 0, offset[user] + (number - 1) * length)
-    end = np.minimum(starts[user] + offset[user] + number * length, ends[user])
-    return Chunks(begin, end)
+    return _pieces(starts, np.where(sizes > length, rng.integers(1, length + 1, len(sizes)), sizes), ends, length)
 
 
 def cut_recent(past: Histories, since: int, context: int, length: int) -> Chunks:
     """The points of events numbered `since` and later, and `context` points before each user's first one of them."""
-    begins, ends = [], []
-    for start, stop in zip(past.user_start[:-1], past.user_start[1:], strict=True):
-        new = np.flatnonzero(past.event[start:stop] >= since)
-        if len(new):
-            edges = np.arange(max(start, start + new[0] - context), stop, length)
-            begins.append(edges)
-            ends.append(np.minimum(edges + length, stop))
-    empty = np.empty(0, np.int64)
-    return Chunks(np.concatenate([empty, *begins]), np.concatenate([empty, *ends]))
+    new = np.flatnonzero(past.event >= since)
+    starts, at = np.unique(past.first[new], return_index=True)  # of the users who have some
+    begins = np.maximum(starts, new[at] - context)
+    ends = past.user_start[np.searchsorted(past.user_start, starts, side="right")]
+    return _pieces(begins, np.full(len(begins), length), ends, length)
+
+
+def _pieces(begins: I64, first: I64, ends: I64, length: int) -> Chunks:
+    """Stretches in pieces: the first one `first` long, the others `length`, and the last as long as is left."""
+    pieces = 1 + -(-np.maximum(ends - begins - first, 0) // length)
+    row = np.repeat(np.arange(len(begins)), pieces)
+    number = np.arange(len(row)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+    begin = begins[row] + np.where(number == 0, 0, first[row] + (number - 1) * length)
+    return Chunks(begin, np.minimum(begins[row] + first[row] + number * length, ends[row]))
 
 
 class Batch(NamedTuple):

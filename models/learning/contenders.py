@@ -29,8 +29,8 @@ F64 = npt.NDArray[np.float64]
 class Serving(NamedTuple):
     """How weights become what ranks: the command line knows, since only it may export."""
 
-    encoder: Callable[[EncoderWeights, Sequence[str], Sequence[str]], UserEncoder]
-    """Weights, item ids and kinds."""
+    encoder: Callable[[EncoderWeights, Sequence[str]], UserEncoder]
+    """Weights and kinds."""
     ranker: Callable[[RankerWeights, int, F32], Ranker]
     """Weights, candidates of a list, worth of the sources."""
 
@@ -40,7 +40,7 @@ class Contender:
 
     def __init__(self, state: TrainingState, serving: Serving) -> None:
         self.weights = state.encoder
-        self.encoder = serving.encoder(state.encoder, state.item_ids, state.kinds)
+        self.encoder = serving.encoder(state.encoder, state.kinds)
         self.ranker = serving.ranker(state.ranker_weights(), state.candidates, state.worth())
 
     def rank(

@@ -24,14 +24,11 @@ if TYPE_CHECKING:
 
 def serving() -> Serving:
     """Weights in the form in which a worker serves them, without a bundle on disk."""
-    from export.learned import open_towers
+    from export.learned import open_user_tower
     from export.ranker_graph import ranker_graph
     from models.encoders.ranker import OnnxRanker
     from models.encoders.session import CPU, open_session
     from models.learning.contenders import Serving
-
-    def encoder(weights: EncoderWeights, item_ids: Sequence[str], kinds: Sequence[str]) -> UserEncoder:
-        return open_towers(weights, item_ids, kinds)[0]
 
     def ranker(weights: RankerWeights, candidates: int, worth: F32) -> Ranker:
         session = open_session("ranker", ranker_graph(weights, PRESENCE), [CPU], 1)
@@ -39,7 +36,7 @@ def serving() -> Serving:
             session, features=FEATURES, initial_weights=None, candidates=candidates, source_weights=worth.tolist()
         )
 
-    return Serving(encoder, ranker)
+    return Serving(open_user_tower, ranker)
 
 
 def make_training(events: Sequence[Event], prepared: Prepared, *, seed: int, report: Callable[[str], None]) -> Training:
@@ -53,7 +50,7 @@ def make_training(events: Sequence[Event], prepared: Prepared, *, seed: int, rep
     form = serving()
 
     def make_encoder(weights: EncoderWeights) -> UserEncoder:
-        return form.encoder(weights, builder.item_ids[: len(weights.item_id)], kinds)
+        return form.encoder(weights, kinds)
 
     def make_reader(fitted: FittedReader) -> ValueReader:
         return open_review_value(export_review_value(*fitted)[0])
