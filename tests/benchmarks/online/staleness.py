@@ -6,15 +6,12 @@ none inherits what another learned.
 
 from __future__ import annotations
 
-import os
-import sys
-import traceback
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import matplotlib
-import msgspec
 import numpy as np
 
 matplotlib.use("Agg")
@@ -27,6 +24,7 @@ from streams.cli.lines import BadLines
 from streams.cli.replaying import prepare, read_events, read_items
 from streams.cli.training import make_training
 from streams.settings import Settings
+from tests.benchmarks.online.children import in_children
 
 MINUTE_MS = 60_000
 HOUR_MS, DAY_MS = 60 * MINUTE_MS, 24 * 60 * MINUTE_MS
@@ -36,9 +34,19 @@ LISTED = 10
 
 
 def sweep(
-    settings: Settings, events_path: Path, items_path: Path, *, seed: int, report: Callable[[str], None]
+    settings: Settings,
+    events_path: Path,
+    items_path: Path,
+    *,
+    seed: int,
+    side_by_side: int,
+    report: Callable[[str], None],
 ) -> list[dict[str, Any]]:
-    """One row for each pair of intervals: nDCG@10, HR@10 and how often weights were refreshed."""
+    """One row for each pair of intervals: nDCG@10, HR@10 and how often weights were refreshed.
+
+    Args:
+        side_by_side: rows played at a time.
+    """
     contract = EventContract(settings.interaction_strengths)
     events = read_events(events_path, contract, BadLines(events_path))
     items, _ = read_items(items_path, contract)
@@ -49,13 +57,13 @@ def sweep(
     for _ in player.play_to(start):
         pass
     player.options = player.options._replace(examples=True)
-    rows = []
-    for weights_name, weights_ms in WEIGHTS.items():
-        for state_name, state_ms in STATES.items():
-            found = _in_child(lambda w=weights_ms, s=state_ms: _play(learner, player, start, w, s))
-            rows.append({"weights_refresh": weights_name, "state_update": state_name, "seed": seed, **found})
-            report(f"weights {weights_name}, states {state_name}: nDCG@10 {found['ndcg_at_10']:.4f}")
-    return rows
+    pairs = {(weights, state): (WEIGHTS[weights], STATES[state]) for weights in WEIGHTS for state in STATES}
+    works = {names: partial(_play, learner, player, start, *intervals) for names, intervals in pairs.items()}
+    rows = {}
+    for (weights, state), found in in_children(works, side_by_side):
+        rows[weights, state] = {"weights_refresh": weights, "state_update": state, "seed": seed, **found}
+        report(f"weights {weights}, states {state}: nDCG@10 {found['ndcg_at_10']:.4f}")
+    return [rows[names] for names in pairs]
 
 
 def _play(learner: Any, player: Player, start: int, weights_ms: int | None, state_ms: int) -> dict[str, Any]:
@@ -103,28 +111,6 @@ def _passed(events: list[Event] | Any, since: int, at: int, interval_ms: int) ->
     if not interval_ms:
         return True
     return bool(events[since].event_time_ms // interval_ms != events[at].event_time_ms // interval_ms)
-
-
-def _in_child(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Run in a forked child, which leaves this process as it is."""
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            os.close(reading)
-            with os.fdopen(writing, "wb") as out:
-                out.write(msgspec.json.encode(work()))
-            os._exit(0)
-        except BaseException:
-            traceback.print_exc(file=sys.stderr)
-            os._exit(1)
-    os.close(writing)
-    with os.fdopen(reading, "rb") as answer:
-        data = answer.read()
-    _, status = os.waitpid(child, 0)
-    if status != 0:
-        raise RuntimeError(f"a row's process ended with status {status}")
-    return msgspec.json.decode(data)
 
 
 def table(rows: list[dict[str, Any]]) -> str:
