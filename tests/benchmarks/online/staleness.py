@@ -56,7 +56,6 @@ def sweep(
     learner.fit(player, start)
     for _ in player.play_to(start):
         pass
-    player.options = player.options._replace(examples=True)
     pairs = {(weights, state): (WEIGHTS[weights], STATES[state]) for weights in WEIGHTS for state in STATES}
     works = {names: partial(_play, learner, player, start, *intervals) for names, intervals in pairs.items()}
     rows = {}
@@ -67,6 +66,8 @@ def sweep(
 
 
 def _play(learner: Any, player: Player, start: int, weights_ms: int | None, state_ms: int) -> dict[str, Any]:
+    # What nobody learns from would only pile up.
+    player.options = player.options._replace(examples=weights_ms is not None)
     events, catalogue = player.events, player.pipeline.catalogue
     touched = {user: set(state.seen) for user, state in player.states.items()}
     waiting: dict[str, list[str]] = {}
