@@ -89,13 +89,13 @@ class Switcher:
                 self._serving.accept(release)
                 continue
             attempt = asyncio.create_task(self._attempt(release), name=f"switch to {release.version}")
-            newer = asyncio.create_task(self._releases.other_than(release))
+            withdrawn = asyncio.create_task(self._withdrawn(release))
             try:
-                await asyncio.wait({attempt, newer}, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait({attempt, withdrawn}, return_when=asyncio.FIRST_COMPLETED)
             finally:
-                for task in (attempt, newer):
+                for task in (attempt, withdrawn):
                     task.cancel()
-                await asyncio.wait({attempt, newer})
+                await asyncio.wait({attempt, withdrawn})
             if attempt.cancelled():
                 log.info("a newer release came before %s was ready", release.version)
             elif attempt.result():
@@ -120,6 +120,19 @@ class Switcher:
             until, pause = time.monotonic() + pause, min(2 * pause, LONGEST_AGAIN_SECONDS)
             while serving.feed.missing and serving.model is model and time.monotonic() < until:
                 await asyncio.sleep(POLL_SECONDS)
+
+    async def _withdrawn(self, release: Release) -> None:
+        """Returns when a newer release makes this one pointless: a rollback, an operator's, anything during a trial.
+
+        One that the trainer promotes goes on from this one. It waits its turn: where releases come faster than they are
+        prepared, a worker that began anew with each would serve none of them.
+        """
+        known = [release]
+        while True:
+            newest = await self._releases.other_than(*known)
+            if newest.action == "rollback" or newest.by == "operator" or self._rollout.mode != "at_once":
+                return
+            known.append(newest)
 
     async def _attempt(self, release: Release) -> bool:
         """Returns: whether the release is served now; where not, it was counted and logged, and nothing changed."""
