@@ -319,10 +319,10 @@ class OnlineTrainer:
             self.challenger.count(records)
             loss = self.challenger.learn(log.log, start, records, lists)
             if action != "promote" and self._due_for_refit(self.challenger):
-                self._renew(self.challenger)
+                renewed = self._renew(self.challenger)
                 action, decision = self._decide()
                 if action == "promote":
-                    self._candidate = self.challenger.state(self.log)
+                    self._candidate = renewed
                 elif action == "discard":
                     self._restart()
         return Round(
@@ -351,11 +351,13 @@ class OnlineTrainer:
         whole = len(self.log) >= min(challenger.events, self.log.capacity)
         return grown and whole and len(self.evidence) >= self.config.gate.least_records
 
-    def _renew(self, challenger: Challenger) -> None:
+    def _renew(self, challenger: Challenger) -> TrainingState:
         """Fit the challenger anew on all but the newest rounds, and let it meet these one by one, as if they came now.
 
         Evaluated before it learns from each, it has its evidence at once: nothing of it has seen them, since the
         encoder begins from nothing and the ranker from what it was before them.
+
+        Returns: it as it was evaluated last.
         """
         config, whole, windows = self.config, self.log.log, list(self.recent)
         self.evidence.clear()  # it speaks of another one
@@ -369,13 +371,14 @@ class OnlineTrainer:
             seed=self.seed + self.rounds,
         )
         for window in windows:
-            scene = window.scene
-            places, features = Contender(challenger.state(self.log), self.serving).rank(self.log, *scene)
+            scene, state = window.scene, challenger.state(self.log)
+            places, features = Contender(state, self.serving).rank(self.log, *scene)
             if challenger.unsettled == 0 and window.champion is not None:
                 self._weigh(window.users, window.champion, places[window.asked])
             lists = scene.served._replace(features=features).lists()
             challenger.learn(whole.until(window.end), window.start, scene.records, lists)
         challenger.settled(len(whole))
+        return state
 
     def _weigh(self, users: Sequence[str], champion: F64, challenger: F64) -> None:
         """Places of both on some records. Of what was served only the places in the list are known: the challenger's
