@@ -320,7 +320,11 @@ class Container:
     async def _with_index(self, bundle: Bundle, retry: Retry) -> Model:
         index = await retry.call(
             "open_items",
-            lambda: self.stores.items(version=bundle.items_version, dimension=bundle.user_encoder.dimension),
+            lambda: self.stores.items(
+                version=bundle.items_version,
+                dimension=bundle.user_encoder.dimension,
+                text_dimension=bundle.text_encoder.dimension,
+            ),
         )
         if await retry.call("open_items", index.count) <= EXACT_SEARCH_ITEMS:
             return Model(bundle, index, None)

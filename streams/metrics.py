@@ -121,6 +121,11 @@ class Metrics(MetricSet):
         self._superseded = self._counter("superseded", "Lists not published since a newer one of the user was.")
         self._forwarded = self._counter("forwarded", "Events sent on to the partition of their user.")
         self._items = self._counter("items", "Catalogue messages: encoded, unchanged, removed, placeholder.", "outcome")
+        self._filled = self._counter(
+            "filled_items",
+            "Vectors made for a version that is not served yet, by its items' texts: encoded, reused.",
+            "outcome",
+        )
         self._deltas = self._counter("deltas", "Deltas of item statistics: sent, applied, rejected.", "outcome")
         self._delta_bytes = self._counter("delta_bytes", "Bytes of deltas of item statistics.", "direction")
         self._feedback = self._counter("feedback", "Feedback records for training: sent, too_large.", "outcome")
@@ -164,6 +169,8 @@ class Metrics(MetricSet):
         self._online_versions: dict[str, None] = {}
         for outcome in ("switched", "refused", "failed"):
             self._switches.labels(outcome)
+        for outcome in ("encoded", "reused"):
+            self._filled.labels(outcome)
         for phase in ("prepare", "pause"):
             self._switch.labels(phase)
 
@@ -241,6 +248,9 @@ class Metrics(MetricSet):
 
     def count_items(self, outcome: Literal["encoded", "unchanged", "removed", "placeholder"], count: int = 1) -> None:
         self._items.labels(outcome).inc(count)
+
+    def count_filled_items(self, outcome: Literal["encoded", "reused"], count: int) -> None:
+        self._filled.labels(outcome).inc(count)
 
     def set_catalogue_items(self, count: int) -> None:
         self._catalogue.set(count)

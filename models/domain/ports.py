@@ -199,16 +199,39 @@ class ItemRecord(msgspec.Struct, frozen=True, kw_only=True):
     available: bool = True
     categories: tuple[str, ...] = ()
     price: float | None = None
+    text: F32 | None = None
+    """float32[E], the embedding that the vector was made from, to be kept beside it. `ItemIndex.texts` alone reads it:
+    it is several times the rest, and only another version's vectors are made from it."""
+
+
+class ItemText(msgspec.Struct, frozen=True, kw_only=True):
+    """What is kept of an item's text."""
+
+    content_hash: str
+    """Of the content that was embedded."""
+    embedding: F32
+    """float32[E], as the text encoder gave it."""
 
 
 class ItemIndex(Protocol):
     """Item vectors by inner product. Errors: ItemIndexError."""
 
-    async def upsert_many(self, records: Sequence[ItemRecord]) -> None: ...
+    @property
+    def text_dimension(self) -> int:
+        """E of the embeddings that are kept; 0 where the collection keeps none and those of records are left out."""
+        ...
+
+    async def upsert_many(self, records: Sequence[ItemRecord]) -> None:
+        """Write each record in place of a former one, the embedding of its text included: without one it has none."""
+        ...
 
     async def remove_many(self, item_ids: Sequence[str]) -> None: ...
 
     async def get_many(self, item_ids: Sequence[str]) -> list[ItemRecord | None]: ...
+
+    async def texts(self, item_ids: Sequence[str]) -> list[ItemText | None]:
+        """Returns: one entry an id, in the order asked, None where no embedding is kept."""
+        ...
 
     async def search_many(self, vectors: F32, k: int) -> list[list[tuple[str, float]]]:
         """The k available items of largest inner product, best first.
@@ -240,8 +263,13 @@ class Stores(Protocol):
         """Make `generation` live and drop the former one."""
         ...
 
-    async def items(self, *, version: str, dimension: int) -> ItemIndex:
-        """The collection of that version of the item side, made when absent."""
+    async def items(self, *, version: str, dimension: int, text_dimension: int = 0) -> ItemIndex:
+        """The collection of that version of the item side, made when absent.
+
+        Args:
+            text_dimension: E of the embeddings to keep with the items; 0 keeps none. Where the collection is there
+                already it stays as it was made (`ItemIndex.text_dimension`).
+        """
         ...
 
     async def item_versions(self) -> list[str]:

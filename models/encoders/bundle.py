@@ -15,7 +15,7 @@ import numpy as np
 from models.domain.errors import BundleError, EncoderError, IncompatibleBundleError, ParityError
 from models.domain.ports import EventInputs
 from models.encoders.item import OnnxItemEncoder, decode_item_ids, decode_table
-from models.encoders.manifest import Manifest, items_version, read_files, read_manifest, same_text_model
+from models.encoders.manifest import Manifest, items_version, read_files, read_manifest, same_text_model, text_version
 from models.encoders.onnx_file import graph_opset
 from models.encoders.ranker import OnnxRanker
 from models.encoders.review_value import OnnxReviewValue
@@ -54,6 +54,11 @@ class Bundle:
     def items_version(self) -> str:
         """Names the collection of its items' vectors."""
         return items_version(self.manifest)
+
+    @property
+    def text_version(self) -> str:
+        """Bundles with one name for it encode a text alike."""
+        return text_version(self.manifest)
 
     def warm_up(self) -> None:
         """Run every graph at the sizes that a worker uses, so that the first event pays for no allocation."""

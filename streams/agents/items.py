@@ -2,20 +2,23 @@
 
 Items are shared out among workers like events; what this one owns, it encodes. Every worker learns of all items through
 `streams.agents.catalogue`, which waits for the vectors written here. While another model version is prepared, every
-message goes into its collection too.
+message goes into its collection too. The embedding of a text is kept with the vector that was made from it, so that a
+version of the same text model makes its own vectors without the text model.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 
 from models.domain.catalogue import content_hash, content_text
-from models.domain.errors import EncoderError, EventDecodeError
+from models.domain.errors import EncoderError, EventDecodeError, ItemIndexError
 from models.domain.events import EventContract, Item
 from models.domain.ports import F32, ItemEncoder, ItemIndex, ItemRecord, TextEncoder
 from streams.agents.retry import Retry
@@ -23,6 +26,8 @@ from streams.kafka.chunks import Chunk
 from streams.kafka.dead_letters import dead_letter_message
 from streams.kafka.publisher import Message, Publisher
 from streams.metrics import Metrics
+
+log = logging.getLogger(__name__)
 
 # Items encoded in one go off the event loop: 32 titles take about 150 ms, and another worker's query waits no longer.
 ENCODE_BATCH = 32
@@ -34,6 +39,8 @@ class ItemSide(NamedTuple):
     collection: ItemIndex
     text_encoder: TextEncoder
     item_encoder: ItemEncoder
+    text_version: str
+    """Of the text encoder: sides of one text version encode a text alike."""
 
 
 class Filling:
@@ -142,7 +149,7 @@ class ItemOwner:
         self.on_vectors()
 
     async def _put(self, items: Mapping[str, Item | None], side: ItemSide, retry: Retry) -> int:
-        """Returns: how many were encoded."""
+        """Returns: how many vectors were made."""
         removed = [item_id for item_id, item in items.items() if item is None]
         if removed:
             await retry.call("item_remove", lambda: side.collection.remove_many(removed))
@@ -150,43 +157,111 @@ class ItemOwner:
         return await self._keep(kept, side, retry) if kept else 0
 
     async def _keep(self, items: list[Item], side: ItemSide, retry: Retry) -> int:
+        """Returns: how many vectors were made."""
         hashes = [content_hash(item) for item in items]
         ids = [str(item.item_id) for item in items]
         stored = await retry.call("item_load", lambda: side.collection.get_many(ids))
-        vectors: list[F32 | None] = [
-            record.vector if record is not None and record.content_hash == wanted else None
-            for record, wanted in zip(stored, hashes, strict=True)
-        ]
-        new = [at for at, vector in enumerate(vectors) if vector is None]
+        new: list[int] = []
+        changed: dict[int, ItemRecord] = {}
+        for at, (item, hashed, record) in enumerate(zip(items, hashes, stored, strict=True)):
+            if record is None or record.content_hash != hashed:
+                new.append(at)
+            elif (item.available, item.categories, item.price) != (record.available, record.categories, record.price):
+                changed[at] = _record(item, hashed, record.vector, None)
+        records: list[ItemRecord] = []
+        if changed:
+            # A point is written whole: what it keeps of its text with it.
+            kept = await _kept_texts(side.collection, [(ids[at], hashes[at]) for at in changed], retry)
+            texts_of = zip(changed.values(), kept, strict=True)
+            records += [msgspec.structs.replace(record, text=text) for record, text in texts_of]
         if new:
-            with self.metrics.stage("text_encode"):
-                encoded = await asyncio.get_running_loop().run_in_executor(
-                    self.executor, encode_items, [items[at] for at in new], side.text_encoder, side.item_encoder
-                )
-            for at, vector in zip(new, encoded, strict=True):
-                vectors[at] = vector
-        if side.collection is self.side.collection:
-            self.metrics.count_items("encoded", len(new))
-        records = [
-            ItemRecord(
-                item_id=item_id,
-                vector=vector,
-                content_hash=hashed,
-                available=item.available,
-                categories=item.categories,
-                price=item.price,
-            )
-            for item_id, vector, hashed, item in zip(ids, vectors, hashes, items, strict=True)
-            if vector is not None
-        ]
-        await retry.call("item_upsert", lambda: side.collection.upsert_many(records))
+            texts, vectors = await self._made(new, items, hashes, side, retry)
+            made = zip(new, texts, vectors, strict=True)
+            records += [_record(items[at], hashes[at], vector, text) for at, text, vector in made]
+        if records:
+            await retry.call("item_upsert", lambda: side.collection.upsert_many(records))
         return len(new)
+
+    async def _made(
+        self, new: Sequence[int], items: Sequence[Item], hashes: Sequence[str], side: ItemSide, retry: Retry
+    ) -> tuple[F32, list[F32]]:
+        """Embeddings and vectors of the items at the places `new`.
+
+        Returns: (float32[n, E], n times float32[D]).
+        """
+        of_them = [items[at] for at in new]
+        served = self.side
+        filling = side.collection is not served.collection
+        kept: list[F32 | None] = [None] * len(new)
+        if filling and side.text_version == served.text_version:
+            asked = [(str(items[at].item_id), hashes[at]) for at in new]
+            try:
+                kept = await _kept_texts(served.collection, asked, retry)
+            except ItemIndexError as error:
+                # Another worker, two versions ahead of this one, has dropped it: no reason to refuse the coming one.
+                if error.retryable:
+                    raise
+                log.warning("no embedding of the served version can be read, texts are encoded anew: %s", error)
+        with self.metrics.stage("text_encode"):
+            texts, vectors = await asyncio.get_running_loop().run_in_executor(
+                self.executor, _encoded, of_them, kept, side.text_encoder, side.item_encoder
+            )
+        reused = sum(text is not None for text in kept)
+        if filling:
+            self.metrics.count_filled_items("reused", reused)
+            self.metrics.count_filled_items("encoded", len(new) - reused)
+        else:
+            self.metrics.count_items("encoded", len(new))
+        return texts, vectors
+
+
+async def _kept_texts(collection: ItemIndex, asked: Sequence[tuple[str, str]], retry: Retry) -> list[F32 | None]:
+    """The embeddings, float32[E], that the collection keeps of those contents; None where it has none.
+
+    Args:
+        asked: (item id, content hash).
+    """
+    ids = [item_id for item_id, _ in asked]
+    found = await retry.call("item_load", lambda: collection.texts(ids))
+    return [
+        text.embedding if text is not None and text.content_hash == hashed else None
+        for text, (_, hashed) in zip(found, asked, strict=True)
+    ]
+
+
+def _record(item: Item, hashed: str, vector: F32, text: F32 | None) -> ItemRecord:
+    return ItemRecord(
+        item_id=str(item.item_id),
+        vector=vector,
+        content_hash=hashed,
+        available=item.available,
+        categories=item.categories,
+        price=item.price,
+        text=text,
+    )
+
+
+def _encoded(
+    items: Sequence[Item], kept: Sequence[F32 | None], text_encoder: TextEncoder, item_encoder: ItemEncoder
+) -> tuple[F32, list[F32]]:
+    """What `encode_items` makes, where some embeddings are kept already.
+
+    Returns: (float32[N, E] embeddings, N vectors of float32[D]).
+    """
+    missing = [at for at, text in enumerate(kept) if text is None]
+    texts = np.zeros((len(items), text_encoder.dimension), np.float32)
+    if missing:
+        texts[missing] = text_encoder.encode_many([content_text(items[at]) for at in missing])
+    for at, text in enumerate(kept):
+        if text is not None:
+            texts[at] = text
+    return texts, item_vectors(items, texts, item_encoder)
 
 
 def encode_items(items: Iterable[Item], text_encoder: TextEncoder, item_encoder: ItemEncoder) -> list[F32]:
     """Item vectors, float32[D] each: the application's own where it sent one, else from title, categories and text."""
     items = list(items)
-    return item_vectors(items, text_encoder.encode_many([content_text(item) for item in items]), item_encoder)
+    return _encoded(items, [None] * len(items), text_encoder, item_encoder)[1]
 
 
 def item_vectors(items: Sequence[Item], texts: F32, item_encoder: ItemEncoder) -> list[F32]:

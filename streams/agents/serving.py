@@ -37,7 +37,8 @@ class Model(NamedTuple):
 
     @property
     def side(self) -> ItemSide:
-        return ItemSide(self.collection, self.bundle.text_encoder, self.bundle.item_encoder)
+        bundle = self.bundle
+        return ItemSide(self.collection, bundle.text_encoder, bundle.item_encoder, bundle.text_version)
 
 
 class ExchangeError(RecommenderError):

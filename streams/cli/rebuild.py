@@ -74,7 +74,9 @@ async def rebuild_users(settings: Settings) -> Rebuilt:
     try:
         old = await stores.users(state_size=encoder.state_size, dimension=encoder.dimension)
         group = await _resting_group(settings, connection, names.events)
-        index = await stores.items(version=bundle.items_version, dimension=encoder.dimension)
+        index = await stores.items(
+            version=bundle.items_version, dimension=encoder.dimension, text_dimension=bundle.text_encoder.dimension
+        )
         await _read_catalogue(connection, names.items, contract, pipeline.catalogue, index, bundle)
         generation = str(time.time_ns() // 1_000_000)
         new = await stores.users(state_size=encoder.state_size, dimension=encoder.dimension, generation=generation)

@@ -7,13 +7,14 @@ import shutil
 from importlib.metadata import version as installed_version
 from pathlib import Path
 
-from qdrant_edge import CountRequest, EdgeShard
+from qdrant_edge import CountRequest, EdgeConfig, EdgeShard
 
 from models.domain.errors import ItemIndexError, StoreError, UserStoreError
 from streams.stores.embedded_directory import EmbeddedDirectory, Sizes
 from streams.stores.embedded_items import EXACT_SEARCH_LIMIT, EmbeddedItemIndex, create_payload_indexes, items_config
 from streams.stores.embedded_shard import Shard, create_shard, guarded, load_shard
 from streams.stores.embedded_users import EmbeddedUserStore, users_config
+from streams.stores.records import check_text_dimension
 
 USERS = "users"
 ITEMS = "items"
@@ -80,20 +81,24 @@ class EmbeddedStores:
             await asyncio.to_thread(self._directory.remove, USERS, former)
             await asyncio.to_thread(self._directory.dropped)
 
-    async def items(self, *, version: str, dimension: int) -> EmbeddedItemIndex:
+    async def items(self, *, version: str, dimension: int, text_dimension: int = 0) -> EmbeddedItemIndex:
         async with self._opening:
             await self._acquire()
             index = self._items.get(version)
             if index is None:
-                engine, sizes = await asyncio.to_thread(self._open, ITEMS, version, Sizes(dimension=dimension))
+                wanted = Sizes(dimension=dimension, text_dimension=text_dimension)
+                engine, sizes = await asyncio.to_thread(self._open, ITEMS, version, wanted)
                 shard = Shard(engine, ItemIndexError, f"items-{version}")
-                index = EmbeddedItemIndex(shard, version, sizes.dimension, self._exact_search_limit)
+                index = EmbeddedItemIndex(
+                    shard, version, sizes.dimension, self._exact_search_limit, sizes.text_dimension
+                )
                 await index.load()
                 self._items[version] = index
             if index.dimension != dimension:
                 raise ItemIndexError(
                     f"item index {version!r} holds vectors of {index.dimension}, not {dimension}", retryable=False
                 )
+            check_text_dimension(version, index.text_dimension, text_dimension)
             return index
 
     async def item_versions(self) -> list[str]:
@@ -158,8 +163,7 @@ class EmbeddedStores:
         if sizes is not None:
             return load_shard(path / "shard", error), sizes
         shutil.rmtree(path, ignore_errors=True)  # half made when a process was killed
-        configure = users_config if kind == USERS else items_config
-        config = guarded(lambda: configure(wanted.dimension), error)
+        config = guarded(lambda: _config(kind, wanted), error)
         engine = create_shard(path / "shard", config, error)
         if kind == ITEMS:
             guarded(lambda: create_payload_indexes(engine), error)
@@ -173,3 +177,7 @@ class EmbeddedStores:
             return engine.count(CountRequest(exact=True))
         finally:
             engine.close()
+
+
+def _config(kind: str, sizes: Sizes) -> EdgeConfig:
+    return users_config(sizes.dimension) if kind == USERS else items_config(sizes.dimension, sizes.text_dimension)

@@ -22,6 +22,7 @@ class Sizes(msgspec.Struct, frozen=True):
 
     dimension: int
     state_size: int = 0
+    text_dimension: int = 0
 
 
 class _Pointers(msgspec.Struct, frozen=True):

@@ -15,7 +15,9 @@ from qdrant_edge import (
     EdgeVectorParams,
     FieldCondition,
     Filter,
+    HnswIndexConfig,
     MatchValue,
+    Memory,
     PayloadSchemaType,
     Point,
     Query,
@@ -26,11 +28,21 @@ from qdrant_edge import (
     UpdateOperation,
 )
 
-from models.domain.ports import F32, ItemRecord
+from models.domain.ports import F32, ItemRecord, ItemText
 from streams.stores.embedded_shard import PointId, Shard
 from streams.stores.matrix import ItemMatrix
 from streams.stores.names import item_point_id
-from streams.stores.records import EMBEDDING, check_item, check_queries, item_payload, unpack_item
+from streams.stores.records import (
+    EMBEDDING,
+    TEXT,
+    TEXT_FIELDS,
+    check_item,
+    check_queries,
+    item_payload,
+    item_vectors,
+    unpack_item,
+    unpack_text,
+)
 
 UPSERT_CHUNK = 128
 LOAD_CHUNK = 1024
@@ -55,9 +67,19 @@ _PAYLOAD_INDEXES = {
 _AVAILABLE = Filter(must=[FieldCondition("available", match=MatchValue(1))])
 
 
-def items_config(dimension: int) -> EdgeConfig:
+def items_config(dimension: int, text_dimension: int) -> EdgeConfig:
+    vectors = {EMBEDDING: EdgeVectorParams(dimension, Distance.Dot)}
+    if text_dimension:
+        # Read by id when another version is filled, and never searched: no graph (m = 0), and nothing held in memory.
+        # A vector and no string of the payload, since the engine reads a payload whole: searches took a fifth longer.
+        vectors[TEXT] = EdgeVectorParams(
+            text_dimension,
+            Distance.Dot,
+            hnsw_config=HnswIndexConfig(m=0, ef_construct=16, full_scan_threshold=10_000),
+            memory=Memory.Cold,
+        )
     return EdgeConfig(
-        vectors={EMBEDDING: EdgeVectorParams(dimension, Distance.Dot)},
+        vectors=vectors,
         optimizers=EdgeOptimizersConfig(indexing_threshold=INDEXING_THRESHOLD_KB),
         wal_enabled=True,
     )
@@ -74,11 +96,15 @@ class EmbeddedItemIndex:
 
     Args:
         exact_search_limit: largest catalogue that is searched in memory; beyond it the engine searches.
+        text_dimension: of the embeddings that the shard was made to keep; 0 for one that keeps none.
     """
 
-    def __init__(self, shard: Shard, version: str, dimension: int, exact_search_limit: int) -> None:
+    def __init__(
+        self, shard: Shard, version: str, dimension: int, exact_search_limit: int, text_dimension: int = 0
+    ) -> None:
         self.version = version
         self.dimension = dimension
+        self.text_dimension = text_dimension
         self._shard = shard
         self._exact_search_limit = exact_search_limit
         self._matrix = ItemMatrix(dimension)
@@ -90,7 +116,7 @@ class EmbeddedItemIndex:
 
     async def upsert_many(self, records: Sequence[ItemRecord]) -> None:
         for record in records:
-            check_item(record, self.dimension)
+            check_item(record, self.dimension, self.text_dimension)
         await self._shard.run(partial(self._upsert, list({record.item_id: record for record in records}.values())))
 
     async def remove_many(self, item_ids: Sequence[str]) -> None:
@@ -99,6 +125,11 @@ class EmbeddedItemIndex:
     async def get_many(self, item_ids: Sequence[str]) -> list[ItemRecord | None]:
         return await self._shard.run(partial(self._get, list(item_ids)))
 
+    async def texts(self, item_ids: Sequence[str]) -> list[ItemText | None]:
+        if not self.text_dimension:
+            return [None] * len(item_ids)
+        return await self._shard.run(partial(self._texts, list(item_ids)))
+
     async def search_many(self, vectors: F32, k: int) -> list[list[tuple[str, float]]]:
         check_queries(vectors, self.dimension, k)
         return await self._shard.run(partial(self._search, vectors, k))
@@ -106,7 +137,7 @@ class EmbeddedItemIndex:
     async def scan(self, batch_size: int = 256) -> AsyncIterator[ItemRecord]:
         offset: PointId | None = None
         while True:
-            request = ScrollRequest(offset=offset, limit=batch_size, with_payload=True, with_vector=True)
+            request = ScrollRequest(offset=offset, limit=batch_size, with_payload=True, with_vector=[EMBEDDING])
             records, offset = await self._shard.run(partial(self._scroll, request))
             for record in records:
                 yield record
@@ -123,7 +154,7 @@ class EmbeddedItemIndex:
         for start in range(0, len(records), UPSERT_CHUNK):
             chunk = records[start : start + UPSERT_CHUNK]
             points = [
-                Point(item_point_id(record.item_id), {EMBEDDING: record.vector.tolist()}, item_payload(record))
+                Point(item_point_id(record.item_id), item_vectors(record, self.text_dimension), item_payload(record))
                 for record in chunk
             ]
             self._shard.engine.update(UpdateOperation.upsert_points(points))
@@ -141,9 +172,17 @@ class EmbeddedItemIndex:
 
     def _get(self, item_ids: list[str]) -> list[ItemRecord | None]:
         points = self._shard.engine.retrieve(
-            [item_point_id(item_id) for item_id in item_ids], with_payload=True, with_vector=True
+            [item_point_id(item_id) for item_id in item_ids], with_payload=True, with_vector=[EMBEDDING]
         )
         found = {record.item_id: record for record in map(_record, points)}
+        return [found.get(item_id) for item_id in item_ids]
+
+    def _texts(self, item_ids: list[str]) -> list[ItemText | None]:
+        points = self._shard.engine.retrieve(
+            [item_point_id(item_id) for item_id in item_ids], with_payload=TEXT_FIELDS, with_vector=[TEXT]
+        )
+        kept = (unpack_text(point.payload or {}, cast(dict[str, Any], point.vector)) for point in points)
+        found = dict(each for each in kept if each is not None)
         return [found.get(item_id) for item_id in item_ids]
 
     def _search(self, vectors: F32, k: int) -> list[list[tuple[str, float]]]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from models.domain.errors import ItemIndexError, UserStoreError
-from models.domain.ports import F32, ItemRecord, UserRecord
+from models.domain.ports import F32, ItemRecord, ItemText, UserRecord
 from streams.stores.matrix import ItemMatrix
 from streams.stores.names import FIRST_GENERATION, collection_name, point_id
-from streams.stores.records import check_item, check_queries, check_user
+from streams.stores.records import check_item, check_queries, check_text_dimension, check_user
 
 
 class ExactUserStore:
@@ -58,9 +59,11 @@ class ExactUserStore:
 class ExactItemIndex:
     """Item records in a dictionary, their vectors in one array."""
 
-    def __init__(self, dimension: int) -> None:
+    def __init__(self, dimension: int, text_dimension: int = 0) -> None:
         self.dimension = dimension
+        self.text_dimension = text_dimension
         self._records: dict[str, ItemRecord] = {}
+        self._texts: dict[str, ItemText] = {}
         self._matrix = ItemMatrix(dimension)
 
     def __len__(self) -> int:
@@ -68,18 +71,25 @@ class ExactItemIndex:
 
     async def upsert_many(self, records: Sequence[ItemRecord]) -> None:
         for record in records:
-            check_item(record, self.dimension)
+            check_item(record, self.dimension, self.text_dimension)
         for record in records:
-            self._records[record.item_id] = record
+            self._texts.pop(record.item_id, None)
+            if self.text_dimension and record.text is not None:
+                self._texts[record.item_id] = ItemText(content_hash=record.content_hash, embedding=record.text)
+            self._records[record.item_id] = msgspec.structs.replace(record, text=None)
             self._matrix.set(record.item_id, record.vector, record.available)
 
     async def remove_many(self, item_ids: Sequence[str]) -> None:
         for item_id in item_ids:
             self._records.pop(item_id, None)
+            self._texts.pop(item_id, None)
             self._matrix.remove(item_id)
 
     async def get_many(self, item_ids: Sequence[str]) -> list[ItemRecord | None]:
         return [self._records.get(item_id) for item_id in item_ids]
+
+    async def texts(self, item_ids: Sequence[str]) -> list[ItemText | None]:
+        return [self._texts.get(item_id) for item_id in item_ids]
 
     async def search_many(self, vectors: F32, k: int) -> list[list[tuple[str, float]]]:
         check_queries(vectors, self.dimension, k)
@@ -126,13 +136,14 @@ class ExactStores:
         if former is not None:
             former.dropped = True
 
-    async def items(self, *, version: str, dimension: int) -> ExactItemIndex:
+    async def items(self, *, version: str, dimension: int, text_dimension: int = 0) -> ExactItemIndex:
         collection_name("", "items", version)
-        index = self._items.setdefault(version, ExactItemIndex(dimension))
+        index = self._items.setdefault(version, ExactItemIndex(dimension, text_dimension))
         if index.dimension != dimension:
             raise ItemIndexError(
                 f"item index {version!r} holds vectors of {index.dimension}, not {dimension}", retryable=False
             )
+        check_text_dimension(version, index.text_dimension, text_dimension)
         return index
 
     async def item_versions(self) -> list[str]:

@@ -14,9 +14,10 @@ import msgspec
 import numpy as np
 
 from models.domain.errors import ItemIndexError, UserStoreError
-from models.domain.ports import F32, ItemRecord, UserRecord
+from models.domain.ports import F32, ItemRecord, ItemText, UserRecord
 
 EMBEDDING = "embedding"
+TEXT = "text"
 REVISION = "revision"
 PACKED = "packed"
 
@@ -97,8 +98,31 @@ def unpack_item(payload: dict[str, Any], vector: Sequence[float]) -> ItemRecord:
         raise ItemIndexError(f"a point of the item index cannot be read: {error!r}", retryable=False) from error
 
 
-def check_item(record: ItemRecord, dimension: int) -> None:
-    """Raises: ItemIndexError when the vector does not fit, or holds a number that no order can place."""
+def item_vectors(record: ItemRecord, text_dimension: int) -> dict[str, Any]:
+    """The vectors of an item's point by their names; the text's is left out where the collection keeps none."""
+    vectors = {EMBEDDING: record.vector.tolist()}
+    if text_dimension and record.text is not None:
+        vectors[TEXT] = record.text.tolist()
+    return vectors
+
+
+# Of an item's payload, what `unpack_text` reads.
+TEXT_FIELDS = ["item_id", "content_hash"]
+
+
+def unpack_text(payload: dict[str, Any], vectors: dict[str, Any]) -> tuple[str, ItemText] | None:
+    """(item id, what is kept of its text), None where nothing is. Raises: ItemIndexError when a field is missing."""
+    if TEXT not in vectors:
+        return None
+    try:
+        kept = ItemText(content_hash=payload["content_hash"], embedding=np.array(vectors[TEXT], np.float32))
+        return payload["item_id"], kept
+    except (KeyError, TypeError, ValueError) as error:
+        raise ItemIndexError(f"a point of the item index cannot be read: {error!r}", retryable=False) from error
+
+
+def check_item(record: ItemRecord, dimension: int, text_dimension: int) -> None:
+    """Raises: ItemIndexError when an array does not fit, or holds a number that no order can place."""
     if record.vector.shape != (dimension,):
         raise ItemIndexError(
             f"item {record.item_id[:80]!r}: vector {record.vector.shape} does not fit an index of ({dimension},)",
@@ -106,6 +130,23 @@ def check_item(record: ItemRecord, dimension: int) -> None:
         )
     if not np.isfinite(record.vector).all():
         raise ItemIndexError(f"item {record.item_id[:80]!r}: a number of the vector is not finite", retryable=False)
+    if not text_dimension or record.text is None:
+        return
+    if record.text.shape != (text_dimension,):
+        raise ItemIndexError(
+            f"item {record.item_id[:80]!r}: embedding {record.text.shape} does not fit an index of ({text_dimension},)",
+            retryable=False,
+        )
+    if not np.isfinite(record.text).all():
+        raise ItemIndexError(f"item {record.item_id[:80]!r}: a number of the embedding is not finite", retryable=False)
+
+
+def check_text_dimension(version: str, kept: int, wanted: int) -> None:
+    """Raises: ItemIndexError when a collection keeps embeddings of another size; one that keeps none fits everybody."""
+    if kept and wanted and kept != wanted:
+        raise ItemIndexError(
+            f"item index {version!r} keeps embeddings of {kept} with its items, not {wanted}", retryable=False
+        )
 
 
 def check_queries(vectors: F32, dimension: int, k: int) -> None:

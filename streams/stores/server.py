@@ -8,7 +8,7 @@ from qdrant_client import AsyncQdrantClient, models
 
 from models.domain.errors import ItemIndexError, StoreError, UserStoreError
 from streams.stores.names import FIRST_GENERATION, collection_name, pointer_name, unescape, version_of
-from streams.stores.records import EMBEDDING, REVISION
+from streams.stores.records import EMBEDDING, REVISION, TEXT, check_text_dimension
 from streams.stores.server_errors import translated
 from streams.stores.server_items import ServerItemIndex
 from streams.stores.server_users import ServerUserStore
@@ -91,11 +91,13 @@ class ServerStores:
             await self._point_at(name)
             await self._client.delete_collection(collection_name(self._prefix, "users", live))
 
-    async def items(self, *, version: str, dimension: int) -> ServerItemIndex:
+    async def items(self, *, version: str, dimension: int, text_dimension: int = 0) -> ServerItemIndex:
         await self._check_version()
         name = collection_name(self._prefix, "items", version)
-        await self._ensure(name, dimension, _ITEM_INDEXES, ItemIndexError)
-        return ServerItemIndex(self._client, name, version, dimension)
+        info = await self._ensure(name, dimension, _ITEM_INDEXES, ItemIndexError, text_dimension=text_dimension)
+        kept = _size(info, TEXT) or 0
+        check_text_dimension(version, kept, text_dimension)
+        return ServerItemIndex(self._client, name, version, dimension, kept)
 
     async def item_versions(self) -> list[str]:
         with translated(ItemIndexError, self._url):
@@ -174,18 +176,18 @@ class ServerStores:
         indexes: dict[str, models.PayloadSchemaType],
         error: type[StoreError],
         metadata: dict[str, int] | None = None,
+        text_dimension: int = 0,
     ) -> models.CollectionInfo:
         """The collection with its indexes, made where absent. Raises: `error` when its vectors have another size."""
         with translated(error, name):
             if not await self._client.collection_exists(name):
                 try:
-                    await self._create(name, dimension, metadata)
+                    await self._create(name, dimension, metadata, text_dimension)
                 except Exception:
                     if not await self._client.collection_exists(name):  # else another worker was first
                         raise
             info = await self._client.get_collection(name)
-            vectors = info.config.params.vectors
-            size = vectors[EMBEDDING].size if isinstance(vectors, dict) and EMBEDDING in vectors else None
+            size = _size(info, EMBEDDING)
             if size != dimension:
                 raise error(f"{name} holds vectors of {size}, not {dimension}", retryable=False)
             for field, schema in indexes.items():
@@ -193,15 +195,28 @@ class ServerStores:
                     await self._client.create_payload_index(name, field, field_schema=schema, wait=True)
             return info
 
-    async def _create(self, name: str, dimension: int, metadata: dict[str, int] | None) -> None:
+    async def _create(self, name: str, dimension: int, metadata: dict[str, int] | None, text_dimension: int) -> None:
         users = metadata is not None
+        vectors = {EMBEDDING: models.VectorParams(size=dimension, distance=models.Distance.DOT, on_disk=users or None)}
+        if text_dimension:
+            # Read by id when another version is filled, and never searched: no graph, and on disk.
+            vectors[TEXT] = models.VectorParams(
+                size=text_dimension,
+                distance=models.Distance.DOT,
+                on_disk=True,
+                hnsw_config=models.HnswConfigDiff(m=0),
+            )
         await self._client.create_collection(
             name,
-            vectors_config={
-                EMBEDDING: models.VectorParams(size=dimension, distance=models.Distance.DOT, on_disk=users or None)
-            },
+            vectors_config=vectors,
             # Users are read by id and never searched: no graph, vectors and payload on disk.
             hnsw_config=models.HnswConfigDiff(m=0) if users else None,
             on_disk_payload=True if users else None,
             metadata=metadata,
         )
+
+
+def _size(info: models.CollectionInfo, vector: str) -> int | None:
+    """Of a collection's vectors of that name; None where it has none."""
+    vectors = info.config.params.vectors
+    return vectors[vector].size if isinstance(vectors, dict) and vector in vectors else None

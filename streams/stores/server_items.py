@@ -8,9 +8,19 @@ from typing import Any, cast
 from qdrant_client import AsyncQdrantClient, models
 
 from models.domain.errors import ItemIndexError
-from models.domain.ports import F32, ItemRecord
+from models.domain.ports import F32, ItemRecord, ItemText
 from streams.stores.names import item_point_id
-from streams.stores.records import EMBEDDING, check_item, check_queries, item_payload, unpack_item
+from streams.stores.records import (
+    EMBEDDING,
+    TEXT,
+    TEXT_FIELDS,
+    check_item,
+    check_queries,
+    item_payload,
+    item_vectors,
+    unpack_item,
+    unpack_text,
+)
 from streams.stores.server_errors import translated
 
 UPSERT_CHUNK = 128
@@ -23,23 +33,29 @@ _AVAILABLE = models.Filter(must=[models.FieldCondition(key="available", match=mo
 
 
 class ServerItemIndex:
-    """Item vectors of one model version."""
+    """Item vectors of one model version.
 
-    def __init__(self, client: AsyncQdrantClient, collection: str, version: str, dimension: int) -> None:
+    Args:
+        text_dimension: of the embeddings that the collection was made to keep; 0 for one that keeps none.
+    """
+
+    def __init__(
+        self, client: AsyncQdrantClient, collection: str, version: str, dimension: int, text_dimension: int = 0
+    ) -> None:
         self.version = version
         self.dimension = dimension
+        self.text_dimension = text_dimension
         self._client = client
         self._collection = collection
 
     async def upsert_many(self, records: Sequence[ItemRecord]) -> None:
         for record in records:
-            check_item(record, self.dimension)
+            check_item(record, self.dimension, self.text_dimension)
         kept = list({record.item_id: record for record in records}.values())
         for start in range(0, len(kept), UPSERT_CHUNK):
             with translated(ItemIndexError, self._collection):
-                await self._client.upsert(
-                    self._collection, [_point(record) for record in kept[start : start + UPSERT_CHUNK]], wait=True
-                )
+                points = [_point(record, self.text_dimension) for record in kept[start : start + UPSERT_CHUNK]]
+                await self._client.upsert(self._collection, points, wait=True)
 
     async def remove_many(self, item_ids: Sequence[str]) -> None:
         if not item_ids:
@@ -59,6 +75,20 @@ class ServerItemIndex:
                 with_vectors=[EMBEDDING],
             )
         found = {record.item_id: record for record in map(_record, points)}
+        return [found.get(item_id) for item_id in item_ids]
+
+    async def texts(self, item_ids: Sequence[str]) -> list[ItemText | None]:
+        if not item_ids or not self.text_dimension:
+            return [None] * len(item_ids)
+        with translated(ItemIndexError, self._collection):
+            points = await self._client.retrieve(
+                self._collection,
+                [item_point_id(item_id) for item_id in dict.fromkeys(item_ids)],
+                with_payload=TEXT_FIELDS,
+                with_vectors=[TEXT],
+            )
+        kept = (unpack_text(point.payload or {}, cast(dict[str, Any], point.vector or {})) for point in points)
+        found = dict(each for each in kept if each is not None)
         return [found.get(item_id) for item_id in item_ids]
 
     async def search_many(self, vectors: F32, k: int) -> list[list[tuple[str, float]]]:
@@ -95,10 +125,10 @@ class ServerItemIndex:
             return (await self._client.count(self._collection, exact=True)).count
 
 
-def _point(record: ItemRecord) -> models.PointStruct:
+def _point(record: ItemRecord, text_dimension: int) -> models.PointStruct:
     return models.PointStruct(
         id=item_point_id(record.item_id),
-        vector={EMBEDDING: record.vector.tolist()},
+        vector=item_vectors(record, text_dimension),
         payload=item_payload(record),
     )
 

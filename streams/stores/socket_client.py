@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from models.domain.errors import ItemIndexError, StoreError, UserStoreError
-from models.domain.ports import F32, ItemRecord, UserRecord
+from models.domain.ports import F32, ItemRecord, ItemText, UserRecord
 from streams.stores import wire
 from streams.stores.records import check_item, check_queries, check_user
 
@@ -158,14 +158,15 @@ class SocketUserStore:
 class SocketItemIndex:
     """One version of the items behind the socket."""
 
-    def __init__(self, connection: SocketConnection, name: wire.Items) -> None:
+    def __init__(self, connection: SocketConnection, name: wire.Items, text_dimension: int) -> None:
         self.version = name.version
+        self.text_dimension = text_dimension
         self._connection = connection
         self._name = name
 
     async def upsert_many(self, records: Sequence[ItemRecord]) -> None:
         for record in records:
-            check_item(record, self._name.dimension)
+            check_item(record, self._name.dimension, self.text_dimension)
         for start in range(0, len(records), SAVE_CHUNK):
             await self._call("upsert_many", [wire.pack_item(record) for record in records[start : start + SAVE_CHUNK]])
 
@@ -175,6 +176,12 @@ class SocketItemIndex:
     async def get_many(self, item_ids: Sequence[str]) -> list[ItemRecord | None]:
         packed = await self._call("get_many", list(item_ids), list[wire.PackedItem | None])
         return [None if item is None else wire.unpack_item(item) for item in packed]
+
+    async def texts(self, item_ids: Sequence[str]) -> list[ItemText | None]:
+        if not self.text_dimension:
+            return [None] * len(item_ids)
+        packed = await self._call("texts", list(item_ids), list[wire.PackedText | None])
+        return [None if kept is None else wire.unpack_text(kept) for kept in packed]
 
     async def search_many(self, vectors: F32, k: int) -> list[list[tuple[str, float]]]:
         check_queries(vectors, self._name.dimension, k)
@@ -218,10 +225,10 @@ class SocketStores:
     async def switch_users(self, generation: str) -> None:
         await self._connection.call("switch_users", None, generation, error=UserStoreError)
 
-    async def items(self, *, version: str, dimension: int) -> SocketItemIndex:
-        name = wire.Items(version, dimension)
-        await self._connection.call("open_items", name, None, error=ItemIndexError)
-        return SocketItemIndex(self._connection, name)
+    async def items(self, *, version: str, dimension: int, text_dimension: int = 0) -> SocketItemIndex:
+        name = wire.Items(version, dimension, text_dimension)
+        kept: int = await self._connection.call("open_items", name, None, int, ItemIndexError)
+        return SocketItemIndex(self._connection, name, kept)
 
     async def item_versions(self) -> list[str]:
         versions: list[str] = await self._connection.call("item_versions", None, None, list[str], ItemIndexError)

@@ -169,8 +169,7 @@ async def _open_users(connection: _Connection, request: wire.Request) -> object:
 
 
 async def _open_items(connection: _Connection, request: wire.Request) -> object:
-    await _items(connection, request)
-    return None
+    return (await _items(connection, request)).text_dimension
 
 
 async def _item_versions(connection: _Connection, _: wire.Request) -> object:
@@ -232,6 +231,11 @@ async def _get(connection: _Connection, request: wire.Request) -> object:
     return [None if record is None else wire.pack_item(record) for record in records]
 
 
+async def _texts(connection: _Connection, request: wire.Request) -> object:
+    kept = await (await _items(connection, request)).texts(wire.decode(request.body, list[str]))
+    return [None if text is None else wire.pack_text(text) for text in kept]
+
+
 async def _search(connection: _Connection, request: wire.Request) -> object:
     query: wire.Query = wire.decode(request.body, wire.Query)
     return await (await _items(connection, request)).search_many(wire.unpack_query(query), query.k)
@@ -282,7 +286,9 @@ async def _items(connection: _Connection, request: wire.Request) -> ItemIndex:
         raise StoreError(f"{request.method} names no item collection", retryable=False)
     server, name = connection.server, request.collection
     if name not in server.items:
-        server.items[name] = await server.stores.items(version=name.version, dimension=name.dimension)
+        server.items[name] = await server.stores.items(
+            version=name.version, dimension=name.dimension, text_dimension=name.text_dimension
+        )
     return server.items[name]
 
 
@@ -301,6 +307,7 @@ METHODS: dict[str, Method] = {
     "upsert_many": _upsert,
     "remove_many": _remove,
     "get_many": _get,
+    "texts": _texts,
     "search_many": _search,
     "count": _count,
     "scan": _scan,

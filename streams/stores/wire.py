@@ -10,10 +10,10 @@ import msgspec
 import numpy as np
 
 from models.domain.errors import ItemIndexError, StoreError, UserStoreError
-from models.domain.ports import F32, ItemRecord, UserRecord
+from models.domain.ports import F32, ItemRecord, ItemText, UserRecord
 
 # Both sides are one installation on one machine; the number refuses an old worker beside a new store.
-PROTOCOL = 2
+PROTOCOL = 3
 
 # 4,096 users of 7 kB; more than that in one frame is a client that speaks something else.
 MAX_FRAME_BYTES = 1 << 28
@@ -30,10 +30,11 @@ class Users(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
 
 class Items(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """Names an item collection."""
+    """Names an item collection as it was opened."""
 
     version: str
     dimension: int
+    text_dimension: int
 
 
 class Request(msgspec.Struct, frozen=True, array_like=True):
@@ -66,7 +67,7 @@ class PackedUser(msgspec.Struct, frozen=True, array_like=True):
 
 
 class PackedItem(msgspec.Struct, frozen=True, array_like=True):
-    """An `ItemRecord` whose vector is its bytes."""
+    """An `ItemRecord` whose arrays are their bytes."""
 
     item_id: str
     vector: bytes
@@ -74,6 +75,14 @@ class PackedItem(msgspec.Struct, frozen=True, array_like=True):
     available: bool
     categories: tuple[str, ...]
     price: float | None
+    text: bytes | None
+
+
+class PackedText(msgspec.Struct, frozen=True, array_like=True):
+    """An `ItemText` whose embedding is its bytes."""
+
+    content_hash: str
+    embedding: bytes
 
 
 class Query(msgspec.Struct, frozen=True, array_like=True):
@@ -132,6 +141,7 @@ def pack_item(record: ItemRecord) -> PackedItem:
         record.available,
         record.categories,
         record.price,
+        None if record.text is None else _bytes(record.text),
     )
 
 
@@ -143,7 +153,16 @@ def unpack_item(packed: PackedItem) -> ItemRecord:
         available=packed.available,
         categories=packed.categories,
         price=packed.price,
+        text=None if packed.text is None else _array(packed.text),
     )
+
+
+def pack_text(kept: ItemText) -> PackedText:
+    return PackedText(kept.content_hash, _bytes(kept.embedding))
+
+
+def unpack_text(packed: PackedText) -> ItemText:
+    return ItemText(content_hash=packed.content_hash, embedding=_array(packed.embedding))
 
 
 def pack_query(vectors: F32, k: int) -> Query:

@@ -11,6 +11,7 @@ from models.domain.ports import ItemIndex, ItemRecord, Stores
 from streams.stores.exact import ExactItemIndex
 
 DIMENSION = 65
+TEXT_DIMENSION = 384
 # Engines add up a product in another order than numpy does.
 SCORE_TOLERANCE = 1e-4
 
@@ -48,6 +49,18 @@ def same(left: ItemRecord | None, right: ItemRecord | None) -> bool:
     )
 
 
+def embedding(number: int) -> np.ndarray:
+    """A text's embedding as an encoder gives it: float32, normalised, no number of few digits."""
+    made = np.random.default_rng(10_000 + number).standard_normal(TEXT_DIMENSION)
+    return (made / np.linalg.norm(made)).astype(np.float32)
+
+
+@pytest.fixture
+async def keeping(stores: Stores) -> ItemIndex:
+    """An index that keeps the embeddings of its items' texts."""
+    return await stores.items(version="v1", dimension=DIMENSION, text_dimension=TEXT_DIMENSION)
+
+
 @pytest.fixture
 async def index(stores: Stores) -> ItemIndex:
     return await stores.items(version="v1", dimension=DIMENSION)
@@ -68,6 +81,83 @@ async def test_a_second_write_replaces_the_first_and_the_last_of_a_batch_wins(in
     assert same(one, item(1, content_hash="b", price=2.5))
     assert same(two, item(2, content_hash="c", vector=along(0), available=False, categories=()))
     assert await index.count() == 2
+
+
+async def test_embeddings_are_read_to_the_bit_by_their_own_method_alone(keeping: ItemIndex) -> None:
+    await keeping.upsert_many([item(n, text=embedding(n) if n % 3 else None) for n in range(300)])
+    asked = [5, 999, 299, 0, 3, 5]
+    found = await keeping.texts([f"item-{n}" for n in asked])
+    for n, kept in zip(asked, found, strict=True):
+        if n >= 300 or n % 3 == 0:
+            assert kept is None
+        else:
+            assert kept is not None
+            assert kept.content_hash == item(n).content_hash
+            assert kept.embedding.dtype == np.float32
+            assert kept.embedding.tobytes() == embedding(n).tobytes()
+    assert all(same(r, item(n)) for n, r in enumerate(await keeping.get_many([f"item-{n}" for n in range(300)])))
+    seen = {r.item_id: r async for r in keeping.scan(64)}
+    assert len(seen) == 300
+    assert all(same(seen[f"item-{n}"], item(n)) for n in range(300))
+    assert await keeping.texts([]) == []
+
+
+async def test_a_text_without_a_token_keeps_its_zeros(keeping: ItemIndex) -> None:
+    await keeping.upsert_many([item(1, text=np.zeros(TEXT_DIMENSION, np.float32))])
+    (kept,) = await keeping.texts(["item-1"])
+    assert kept is not None
+    assert kept.embedding.shape == (TEXT_DIMENSION,)
+    assert not kept.embedding.any()
+
+
+async def test_an_embedding_goes_with_its_record(keeping: ItemIndex) -> None:
+    await keeping.upsert_many([item(n, text=embedding(n)) for n in range(4)])
+    await keeping.upsert_many([item(0, content_hash="b", text=embedding(9)), item(1, price=2.0)])
+    await keeping.remove_many(["item-2"])
+    await keeping.upsert_many([item(2)])
+    zero, one, two, three = await keeping.texts([f"item-{n}" for n in range(4)])
+    assert zero is not None
+    assert (zero.content_hash, zero.embedding.tobytes()) == ("b", embedding(9).tobytes())
+    assert one is None, "what was written without one has none"
+    assert two is None
+    assert three is not None
+    assert three.embedding.tobytes() == embedding(3).tobytes()
+
+
+async def test_a_search_does_not_see_embeddings(keeping: ItemIndex) -> None:
+    await keeping.upsert_many(
+        [item(n, vector=along(3, n), available=True, text=embedding(n) if n % 2 else None) for n in range(1, 6)]
+    )
+    assert await keeping.search_many(along(3)[None], 3) == [[("item-5", 5.0), ("item-4", 4.0), ("item-3", 3.0)]]
+
+
+async def test_a_collection_made_without_embeddings_is_used_as_it_is(stores: Stores, index: ItemIndex) -> None:
+    await index.upsert_many([item(1)])
+    again = await stores.items(version="v1", dimension=DIMENSION, text_dimension=TEXT_DIMENSION)
+    assert index.text_dimension == again.text_dimension == 0
+    await again.upsert_many([item(2, text=embedding(2))])
+    assert await again.texts(["item-1", "item-2"]) == [None, None]
+    assert same((await again.get_many(["item-2"]))[0], item(2))
+
+
+async def test_embeddings_are_kept_whoever_opens_the_collection(stores: Stores, keeping: ItemIndex) -> None:
+    await keeping.upsert_many([item(1, text=embedding(1))])
+    plain = await stores.items(version="v1", dimension=DIMENSION)
+    assert plain.text_dimension == TEXT_DIMENSION
+    (kept,) = await plain.texts(["item-1"])
+    assert kept is not None
+    assert kept.embedding.tobytes() == embedding(1).tobytes()
+    with pytest.raises(ItemIndexError) as refused:
+        await stores.items(version="v1", dimension=DIMENSION, text_dimension=TEXT_DIMENSION - 1)
+    assert not refused.value.retryable
+
+
+async def test_embeddings_that_do_not_fit_are_refused_and_nothing_written(keeping: ItemIndex) -> None:
+    for text in (np.zeros(TEXT_DIMENSION - 1, np.float32), np.full(TEXT_DIMENSION, np.inf, np.float32)):
+        with pytest.raises(ItemIndexError) as refused:
+            await keeping.upsert_many([item(1), item(2, text=text)])
+        assert not refused.value.retryable
+    assert await keeping.count() == 0
 
 
 async def test_an_empty_index_finds_nothing(index: ItemIndex) -> None:
@@ -235,6 +325,20 @@ async def test_an_index_that_was_shut_is_opened_again_with_all_it_held(deploymen
     for found, right in zip(await index.search_many(queries, 10), before, strict=True):
         assert [item_id for item_id, _ in found] == [item_id for item_id, _ in right]
     assert same((await index.get_many(["item-77"]))[0], item(77))
+
+
+async def test_embeddings_are_there_when_an_index_is_opened_again(deployment) -> None:  # type: ignore[no-untyped-def]
+    if not deployment.durable:
+        pytest.skip("this implementation lives in memory")
+    keeping = await (await deployment.open()).items(version="v1", dimension=DIMENSION, text_dimension=TEXT_DIMENSION)
+    await keeping.upsert_many([item(n, text=embedding(n)) for n in range(150)])
+    await deployment.shut()
+
+    keeping = await (await deployment.open()).items(version="v1", dimension=DIMENSION)
+    assert keeping.text_dimension == TEXT_DIMENSION
+    for n, kept in enumerate(await keeping.texts([f"item-{n}" for n in range(150)])):
+        assert kept is not None
+        assert kept.embedding.tobytes() == embedding(n).tobytes()
 
 
 async def test_a_dropped_version_is_gone_and_the_others_stay(deployment) -> None:  # type: ignore[no-untyped-def]
