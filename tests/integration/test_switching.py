@@ -7,10 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
+import numpy as np
 import pytest
 
+from models.domain.events import Item
 from models.domain.releases import CHAMPION, Release, encode_release
+from models.encoders.bundle import load_bundle
 from models.encoders.manifest import items_version, read_manifest
+from streams.agents.items import encode_items
 from tests.services.deployment import (
     Deployment,
     ListReader,
@@ -19,7 +24,7 @@ from tests.services.deployment import (
     until_consumed,
 )
 from tests.services.streams import expected_touches, make_events, make_items
-from tests.services.versions import Models, broken_step, learned, other_ranker, told_by
+from tests.services.versions import Models, broken_step, learned, other_ranker, other_text, told_by
 from tests.services.worker import WorkerProcess, until
 
 pytestmark = pytest.mark.integration
@@ -30,7 +35,8 @@ IDS = [item["item_id"] for item in make_items(ITEMS)]
 
 @pytest.fixture(scope="session")
 def made(worker_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Bundles by what they are: another ranker, two learned ones, one that is broken, one of another dimension."""
+    """Bundles by what they are: another ranker, two learned ones, one that is broken, one of another dimension, one of
+    another text model."""
     folder = tmp_path_factory.mktemp("made")
     bundles = {
         "ranker": other_ranker(folder / "ranker"),
@@ -38,6 +44,7 @@ def made(worker_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
         "other": learned(folder / "other", worker_bundle, IDS, seed=2, mark=2),
         "narrow": learned(folder / "narrow", worker_bundle, IDS, seed=3, width=32),
     }
+    bundles["text"] = other_text(Path(shutil.copytree(bundles["other"], folder / "text")))
     bundles["broken"] = broken_step(Path(shutil.copytree(bundles["other"], folder / "broken")))
     return bundles
 
@@ -259,5 +266,42 @@ async def test_two_workers_share_the_work_and_items_that_arrive_meanwhile_are_in
         for collection in kept:
             index = await stores.items(version=collection, dimension=65)
             assert {record.item_id async for record in index.scan()} == expected, collection
+    finally:
+        await stores.close()
+
+
+async def test_the_language_model_runs_at_a_switch_where_the_text_model_is_another_one_and_only_there(
+    deployed: Deployment, made: dict[str, Path]
+) -> None:
+    models = Models(deployed)
+    await send_items(deployed)
+    worker = await started(deployed)
+    worker.stop()
+    worker.start()  # what the former process remembered of texts is gone
+    await worker.until_ready()
+
+    def filled(outcome: str) -> float:
+        return worker.metric("streamrec_filled_items_total", outcome=outcome)
+
+    for number, name in enumerate(("learned", "other"), 1):
+        await models.promote(made[name])
+        await until_serves(worker, version(made[name]))
+        assert (filled("reused"), filled("encoded")) == (number * ITEMS, 0)
+    await models.promote(made["text"])
+    await until_serves(worker, version(made["text"]))
+    assert (filled("reused"), filled("encoded")) == (2 * ITEMS, ITEMS)
+    worker.stop()
+
+    bundles = [load_bundle(made[name]) for name in ("other", "text")]
+    items = [msgspec.convert(item, Item) for item in make_items(ITEMS)]
+    from streams.stores.embedded import EmbeddedStores
+
+    stores = EmbeddedStores(deployed.data_dir)
+    try:
+        for bundle in bundles:
+            index = await stores.items(version=bundle.items_version, dimension=65)
+            found = [record.vector for record in await index.get_many(IDS) if record is not None]
+            right = encode_items(items, bundle.text_encoder, bundle.item_encoder)
+            np.testing.assert_allclose(np.stack(found), np.stack(right), atol=1e-6)
     finally:
         await stores.close()

@@ -150,6 +150,16 @@ def broken_step(bundle: Path) -> Path:
     return bundle
 
 
+def other_text(bundle: Path) -> Path:
+    """Changes a bundle in place: its text model now cuts texts at another length, which makes it another one."""
+    manifest = read_manifest(bundle)
+    text = msgspec.structs.replace(manifest.text_model, max_tokens=manifest.text_model.max_tokens // 2)
+    changed = msgspec.structs.replace(manifest, text_model=text)
+    changed = msgspec.structs.replace(changed, version=content_version(changed))
+    (bundle / MANIFEST).write_bytes(encode_manifest(changed))
+    return bundle
+
+
 class Models:
     """The registry of a deployment and its releases, as the trainer and operators use them."""
 
