@@ -109,6 +109,10 @@ class TextEncoder(Protocol):
         """Returns: float32[N, E], L2-normalised; a zero row for a text without a token."""
         ...
 
+    def remembered(self, texts: Sequence[str]) -> list[F32 | None]:
+        """Returns: N times float32[E], what `encode_many` would give, or None where the model would have to run."""
+        ...
+
 
 class Ranker(Protocol):
     """Scores candidates from their features."""

@@ -81,7 +81,7 @@ class OnnxTextEncoder:
         missing: dict[bytes, str] = {}
         with self._lock:
             for place, text in enumerate(texts):
-                key = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+                key = _key(text)
                 cached = self._cache.get(key)
                 if cached is not None:
                     self._cache.move_to_end(key)
@@ -100,6 +100,18 @@ class OnnxTextEncoder:
                 rows[places[key]] = row
             self._remember(dict(zip(missing, found, strict=True)))
         return rows
+
+    def remembered(self, texts: Sequence[str]) -> list[F32 | None]:
+        found: list[F32 | None] = []
+        with self._lock:
+            for text in texts:
+                key = _key(text)
+                cached = self._cache.get(key)
+                if cached is not None:
+                    self._cache.move_to_end(key)
+                    self.cache_hits += 1
+                found.append(None if cached is None else cached.copy())
+        return found
 
     def _remember(self, found: dict[bytes, F32]) -> None:
         with self._lock:
@@ -178,6 +190,10 @@ class OnnxTextEncoder:
         repeats = -(-MAX_BATCH // len(probes))
         together = self._embed((probes * repeats)[:MAX_BATCH])
         return bool(np.array_equal(together, np.concatenate([alone] * repeats)[:MAX_BATCH]))
+
+
+def _key(text: str) -> bytes:
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def _normalised(rows: F32) -> F32:

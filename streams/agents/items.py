@@ -193,10 +193,14 @@ class ItemOwner:
         served = self.side
         filling = side.collection is not served.collection
         kept: list[F32 | None] = [None] * len(new)
-        if filling and side.text_version == served.text_version:
-            asked = [(str(items[at].item_id), hashes[at]) for at in new]
+        if filling:
+            kept = side.text_encoder.remembered([content_text(item) for item in of_them])
+        unread = [place for place, text in enumerate(kept) if text is None]
+        if filling and unread and side.text_version == served.text_version:
+            asked = [(str(of_them[place].item_id), hashes[new[place]]) for place in unread]
             try:
-                kept = await _kept_texts(served.collection, asked, retry)
+                for place, text in zip(unread, await _kept_texts(served.collection, asked, retry), strict=True):
+                    kept[place] = text
             except ItemIndexError as error:
                 # Another worker, two versions ahead of this one, has dropped it: no reason to refuse the coming one.
                 if error.retryable:

@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from models.domain.catalogue import content_text
 from models.domain.errors import ItemIndexError
 from models.domain.events import EventContract, Item
 from models.domain.ports import F32, ItemText
@@ -30,16 +31,22 @@ class Words:
 
     def __init__(self) -> None:
         self.encoded: list[str] = []
+        self.known: set[str] = set()
+        """Texts that it remembers."""
+
+    def remembered(self, texts: Sequence[str]) -> list[F32 | None]:
+        return [self._embedding(text) if text in self.known else None for text in texts]
 
     def encode_many(self, texts: Sequence[str]) -> F32:
         self.encoded += texts
-        rows = np.zeros((len(texts), TEXT), np.float32)
-        for at, text in enumerate(texts):
-            if text:
-                seed = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
-                row = np.random.default_rng(seed).standard_normal(TEXT)
-                rows[at] = row / np.linalg.norm(row)
-        return rows
+        return np.stack([self._embedding(text) for text in texts])
+
+    def _embedding(self, text: str) -> F32:
+        if not text:
+            return np.zeros(TEXT, np.float32)
+        seed = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+        row = np.random.default_rng(seed).standard_normal(TEXT)
+        return (row / np.linalg.norm(row)).astype(np.float32)
 
 
 class Tower:
@@ -61,7 +68,10 @@ class Tower:
 class Dropped(ExactItemIndex):
     """A collection that another worker has dropped since this one opened it."""
 
+    asked = 0
+
     async def texts(self, item_ids: Sequence[str]) -> list[ItemText | None]:
+        self.asked += len(item_ids)
         raise ItemIndexError("collection items-v1 was closed or dropped", retryable=False)
 
 
@@ -219,4 +229,14 @@ async def test_a_served_collection_that_is_gone_costs_encoding_and_not_the_switc
     await parts.tell(items)
     coming = parts.side(2)
     assert await parts.encoded_by(parts.fill(coming, items)) == len(items)
+    assert await vectors_of(coming, items) == made_anew(coming, items)
+
+
+async def test_what_the_text_model_remembers_is_not_read_from_the_store(executor: ThreadPoolExecutor) -> None:
+    parts, items = Parts(executor, served := Dropped(DIMENSION, TEXT)), catalogue()
+    await parts.tell(items)
+    parts.words.known = {content_text(item) for item in items[:-3]}
+    coming = parts.side(2)
+    assert await parts.encoded_by(parts.fill(coming, items)) == served.asked == 3
+    assert (parts.filled("reused"), parts.filled("encoded")) == (len(items) - 3, 3)
     assert await vectors_of(coming, items) == made_anew(coming, items)

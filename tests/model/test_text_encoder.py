@@ -100,6 +100,21 @@ def test_the_cache_counts_and_stays_bounded(bundle_directory: Path) -> None:
     assert (encoder.cache_hits, encoder.cache_misses) == (3, 5)
 
 
+def test_what_is_remembered_is_told_without_the_model(bundle_directory: Path) -> None:
+    encoder = fresh(bundle_directory, cache_size=3)
+    one, empty = encoder.encode_many(["one", ""])
+    found = encoder.remembered(["two", "one", ""])
+    assert (encoder.cache_hits, encoder.cache_misses, encoder.cache_entries) == (2, 2, 2)
+    assert found[0] is None
+    for told, right in zip(found[1:], (one, empty), strict=True):
+        assert told is not None
+        np.testing.assert_array_equal(told, right)
+        told[:] = 7
+    np.testing.assert_array_equal(encoder.encode_many(["one"])[0], one)
+    encoder.encode_many(["three", "four"])
+    assert encoder.remembered([""]) == [None], "the oldest goes"
+
+
 def test_what_is_handed_out_is_not_what_is_remembered(bundle_directory: Path) -> None:
     encoder = fresh(bundle_directory, cache_size=3)
     kept = encoder.encode_many(["one"]).copy()
