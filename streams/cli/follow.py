@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
 from collections.abc import Sequence
@@ -41,12 +42,22 @@ async def _follow(settings: Settings, user: str, from_beginning: bool, limit: in
 
     key = user.encode("utf-8", "surrogatepass") if user else None
     topic = TopicNames(settings.topic_prefix).recommendations
-    shown = 0
-    async for record in tail(KafkaConnection.from_settings(settings), topic, key=key, from_beginning=from_beginning):
-        show(record.key, record.value, as_json)
-        shown += 1
-        if shown == limit:
-            return
+    connection, listening = KafkaConnection.from_settings(settings), asyncio.Event()
+    telling, shown = asyncio.create_task(_tell(listening, topic)), 0
+    try:
+        async for record in tail(connection, topic, key=key, from_beginning=from_beginning, ready=listening):
+            show(record.key, record.value, as_json)
+            shown += 1
+            if shown == limit:
+                return
+    finally:
+        telling.cancel()
+
+
+async def _tell(listening: asyncio.Event, topic: str) -> None:
+    """Say when nothing that is published is missed any more: whoever publishes next wants to know."""
+    await listening.wait()
+    typer.echo(f"reading {topic}", err=True)
 
 
 def show(key: bytes | None, value: bytes | None, as_json: bool) -> None:

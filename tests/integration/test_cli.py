@@ -175,6 +175,7 @@ def test_events_lead_to_lists_that_commands_show_beside_a_running_worker(command
         wait_for(lambda: store.alive() and socket.exists(), "the store's socket")
         command.environment["STREAMREC_QDRANT_URL"] = f"unix:{socket}"
         with command.worker() as worker, command.started("follow", "--user", "u1", "--json", "--limit", "2") as follow:
+            wait_for(lambda: "reading " in follow.said(), "the follower is there before anything is published")
             command.run("publish", write_lines(tmp_path / "items.jsonl", ITEMS))
             events = [rating(n, f"u{n % 3}", f"i{n % 5}") for n in range(30)]
             command.run("publish", write_lines(tmp_path / "events.jsonl", events))
