@@ -86,7 +86,7 @@ quality: .venv-train/installed .venv-peers/installed ## Our figures beside tuned
 peers: .venv-peers/installed ## The peers' rows that are not there yet (hours; interrupted, it goes on where it was).
 	@.venv-peers/bin/python -m tests.benchmarks.quality --data $(DATA) all --systems peers
 
-online: .venv-train/installed ## Online learning over Kafka: frozen and learning workers, a shift, staleness, switches (an hour; JSON=FILE).
+online: .venv-train/installed ## Online learning over Kafka: frozen and learning workers, a shift, staleness, switches (two hours; JSON=FILE).
 	@.venv-train/bin/python -m tests.benchmarks.online --json $(or $(JSON),benchmark-results/online.json)
 
 train-test: .venv-train/installed ## The tests that need torch, in an environment of their own.
