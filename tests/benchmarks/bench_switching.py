@@ -157,6 +157,17 @@ def percentiles(seen: Sequence[Seen]) -> dict[str, float]:
     return {"lists": len(seen), "p50_ms": p50, "p99_ms": p99, "max_ms": largest}
 
 
+def by_second(seen: Sequence[Seen], windows: Sequence[tuple[float, float]]) -> list[dict[str, float]]:
+    """`percentiles` of the events sent in the first, second, ... second after a promotion, until the next one."""
+    begins = np.array([began for began, _ in windows])
+    turns: dict[int, list[Seen]] = {}
+    for each in seen:
+        number = int(np.searchsorted(begins, each.sent)) - 1
+        if number >= 0:
+            turns.setdefault(int(each.sent - begins[number]), []).append(each)
+    return [percentiles(turns.get(second, [])) for second in range(max(turns, default=-1) + 1)]
+
+
 async def measure(found: Bench, switches: int, rate: float, pause: float) -> dict[str, Any]:
     ids = [film.item_id for film in found.films.films]
     async with found.worker("worker") as one:
@@ -220,6 +231,7 @@ async def measure(found: Bench, switches: int, rate: float, pause: float) -> dic
         "quiet": percentiles(quiet),
         "switching": percentiles(inside),
         "between_switches": percentiles(between),
+        "by_second": by_second([each for each in mine if quiet_end < each.sent < switched], windows),
         "swap_p99_ratio": percentiles(inside)["p99_ms"] / percentiles(quiet)["p99_ms"],
         "lost": len(load.sent.keys() - counts.keys()),
         "published_twice": sum(n > 1 for n in counts.values()),
