@@ -70,3 +70,15 @@ def dot(a, b):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
     for d in range(a.shape[0]):
         total += a[d] * b[d]
     return total
+
+
+@njit(cache=True, nogil=True)
+def products(rows, stored, out):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
+    """out[r, n] = dot(rows[r], stored[n]): each is summed in the same order wherever it stands, which BLAS does not do.
+
+    Args:
+        rows: float32[R, D]; stored: float32[N, D]; out: float32[R, N].
+    """
+    for n in range(stored.shape[0]):
+        for r in range(rows.shape[0]):
+            out[r, n] = dot(rows[r], stored[n])
