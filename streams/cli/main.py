@@ -22,8 +22,8 @@ from streams.cli.common import fail, installed_version
 # Like a usage error, so that a script can tell "you must change something" (2) from "something broke" (1).
 EXIT_REFUSED = 2
 
-# Python's own 700 is for programs that make little: a worker's libraries make 200,000 objects that stay, and a sixth of
-# its start and end went into looking for garbage among them.
+# Python's own 700 is for programs that make little: a worker's libraries make 200,000 objects that stay, and a tenth of
+# its start went into looking for garbage among them.
 OBJECTS_BETWEEN_COLLECTIONS = 10_000
 
 
@@ -153,9 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run() -> None:
     """Entry point of the installed command."""
     gc.set_threshold(OBJECTS_BETWEEN_COLLECTIONS)
-    status = main()
-    gc.freeze()  # an ending process has no use for what a last collection would free
-    sys.exit(status)
+    sys.exit(main())
 
 
 if __name__ == "__main__":

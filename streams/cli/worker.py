@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import typer
@@ -48,7 +49,11 @@ def worker(settings: Settings) -> None:
     from streams.kafka.publisher import PublishError
 
     broken = WorkerError, WorkerCrashedError, BroadcastError, PublishError
-    run_service(settings, lambda: _serve(settings, resolve_bundle(settings)), *broken)
+    try:
+        run_service(settings, lambda: _serve(settings, resolve_bundle(settings)), *broken)
+    finally:
+        # A last collection would look at 200,000 objects that go with the process: a fifth of a second of its end.
+        gc.freeze()
 
 
 async def _serve(settings: Settings, bundle: Path) -> None:
