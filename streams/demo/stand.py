@@ -1,7 +1,6 @@
-"""A deployment on this machine for the time of a run: embedded broker, topics, a worker process with an embedded index,
-and a trainer where one is asked for.
+"""A deployment on this machine for the time of a run: embedded broker, topics, a worker process with an embedded index.
 
-Owns the processes and what is asked of them over HTTP; what is published and measured is the caller's.
+Owns the processes and what is asked of the worker over HTTP; what is published and measured is the caller's.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -55,75 +54,21 @@ class Samples:
         """Sum of a metric's samples that have these labels; 0 where there is none."""
         return sum(value for each, found, value in self._samples if each == name and labels.items() <= found.items())
 
-    def by(self, name: str, label: str, **labels: str) -> dict[str, float]:
-        """The samples of a metric that have these labels by one of the others, summed over the rest."""
+    def by(self, name: str, label: str) -> dict[str, float]:
+        """The samples of a metric by one of its labels, summed over the others."""
         out: dict[str, float] = {}
         for each, found, value in self._samples:
-            if each == name and label in found and labels.items() <= found.items():
+            if each == name and label in found:
                 out[found[label]] = out.get(found[label], 0.0) + value
         return out
 
 
-class Child:
-    """A process of `streamrec`. It outlives Ctrl-C, which reaches us first, so that it is ended in order.
-
-    Args:
-        command: of `streamrec`; names the log in `run_dir` too.
-        environment: settings, by the names that the command reads.
-    """
-
-    def __init__(self, command: str, run_dir: Path, environment: Mapping[str, str]) -> None:
-        self.command, self.log_path = command, log_path(run_dir, command)
-        with self.log_path.open("ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "streams.cli.main", command],
-                cwd=run_dir,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        self.pid = self._process.pid
-
-    def check(self) -> None:
-        """Raises: DemoError when it has ended, with what it said last."""
-        status = self._process.poll()
-        if status is not None:
-            raise DemoError(
-                f"the {self.command} ended with status {status}: {self._last_words()} (all of it: {self.log_path})"
-            )
-
-    def stop(self) -> None:
-        """SIGTERM, and SIGKILL when that was not enough."""
-        process = self._process
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(STOP_DEADLINE_SECONDS)
-        if process.poll() is None:
-            process.kill()
-        process.wait()
-
-    def _last_words(self) -> str:
-        try:
-            lines = self.log_path.read_text(errors="replace").splitlines()
-        except OSError:
-            return "no log"
-        errors = [line for line in lines if line.startswith("error: ")]
-        return (errors or lines or ["it said nothing"])[-1].removeprefix("error: ")
-
-
-def log_path(run_dir: Path, command: str) -> Path:
-    return run_dir / f"{command}.log"
-
-
 class Stand:
-    """Broker, worker and trainer from `with` to its end, whatever ends it.
+    """Broker and worker from `with` to its end, whatever ends it.
 
     Args:
         run_dir: a directory of this run: index, logs.
-        settings: worker's and trainer's by name, over the stand's own.
+        settings: the worker's settings by name, over the stand's own.
         broker: one that is shared with other stands; ended with this one all the same.
     """
 
@@ -139,13 +84,11 @@ class Stand:
         self.run_dir, self.partitions = run_dir.absolute(), partitions
         self.names = TopicNames(topic_prefix)
         self.broker = broker or EmbeddedBroker(self.run_dir / "broker")
-        # The embedded broker keeps every record in memory: where nobody trains, 20 KB an event for nothing.
+        # The embedded broker keeps every record in memory, and nobody trains here: 20 KB an event for nothing.
         quiet = {"feedback": "false"}
-        ports = {name: str(free_port()) for name in ("metrics_port", "trainer_metrics_port")}
-        self.settings = {"metrics_host": "127.0.0.1", **ports, **quiet, **settings}
-        self.log_path = log_path(self.run_dir, "worker")
-        self._worker: Child | None = None
-        self._trainer: Child | None = None
+        self.settings = {"metrics_host": "127.0.0.1", "metrics_port": str(free_port()), **quiet, **settings}
+        self.log_path = self.run_dir / "worker.log"
+        self._worker: subprocess.Popen[bytes] | None = None
         self._http: aiohttp.ClientSession | None = None
 
     @property
@@ -154,17 +97,13 @@ class Stand:
 
     @property
     def metrics_url(self) -> str:
-        return self._url("metrics_port")
-
-    @property
-    def learns(self) -> bool:
-        """Whether a trainer was started."""
-        return self._trainer is not None
+        host = self.settings["metrics_host"].replace("0.0.0.0", "127.0.0.1")
+        return f"http://{host}:{self.settings['metrics_port']}"
 
     @property
     def worker_pid(self) -> int:
         """Raises: DemoError when no worker runs."""
-        self.check()
+        self.check_worker()
         assert self._worker is not None
         return self._worker.pid
 
@@ -178,13 +117,7 @@ class Stand:
         await create_topics(self.connection, topic_specs(self.names, partitions=self.partitions))
 
     def start_worker(self) -> None:
-        self._worker = self._started("worker")
-
-    def start_trainer(self) -> None:
-        """Needs torch; reads all feedback there is, so that it may come at any time."""
-        self._trainer = self._started("trainer")
-
-    def _started(self, command: str) -> Child:
+        """Start the process; it outlives Ctrl-C, which reaches us first, so that it is ended in order."""
         # Nothing of the user's own deployment may be met: neither his environment nor a streamrec.toml where he stands.
         environment = {name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)}
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), environment.get("PYTHONPATH")]))
@@ -195,36 +128,34 @@ class Stand:
             "data_dir": str(self.run_dir / "data"),
         }
         environment |= {f"{ENV_PREFIX}{name.upper()}": value for name, value in settings.items()}
-        child = Child(command, self.run_dir, environment)
+        with self.log_path.open("ab") as log:
+            self._worker = subprocess.Popen(
+                [sys.executable, "-m", "streams.cli.main", "worker"],
+                cwd=self.run_dir,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
         atexit.register(self.close)
-        return child
 
-    def check(self) -> None:
-        """Raises: DemoError when the worker, or the trainer that was started, is not running."""
-        if self._worker is None:
-            raise DemoError("no worker was started")
-        self._worker.check()
-        if self._trainer is not None:
-            self._trainer.check()
+    def check_worker(self) -> None:
+        """Raises: DemoError when the worker is not running, with what it said last."""
+        status = None if self._worker is None else self._worker.poll()
+        if self._worker is None or status is not None:
+            raise DemoError(f"the worker ended with status {status}: {self._last_words()} (all of it: {self.log_path})")
 
     async def ready(self) -> None:
         """Returns when the worker takes events. Raises: DemoError when it ends or does not get that far."""
-        await self._ready("worker", "metrics_port")
-
-    async def trainer_ready(self) -> None:
-        """Returns when the trainer takes records. Raises: DemoError when it ends or does not get that far."""
-        await self._ready("trainer", "trainer_metrics_port")
-
-    async def _ready(self, command: str, port: str) -> None:
         try:
             async with asyncio.timeout(READY_DEADLINE_SECONDS):
-                while not await self._answers_ready(port):
-                    self.check()
+                while not await self._answers_ready():
+                    self.check_worker()
                     await asyncio.sleep(POLL_SECONDS)
         except TimeoutError as error:
             raise DemoError(
-                f"the {command} was not ready after {READY_DEADLINE_SECONDS:.0f} s,"
-                f" see {log_path(self.run_dir, command)}"
+                f"the worker was not ready after {READY_DEADLINE_SECONDS:.0f} s, see {self.log_path}"
             ) from error
 
     async def items_encoded(self) -> int:
@@ -233,29 +164,15 @@ class Stand:
     async def samples(self) -> Samples:
         """The worker's metrics now. Raises: DemoError when it does not answer."""
         try:
-            return await self._samples("metrics_port")
+            async with self._session().get(f"{self.metrics_url}/metrics") as answer:
+                return Samples(await answer.text())
         except (aiohttp.ClientError, TimeoutError) as error:
-            self.check()
+            self.check_worker()
             raise DemoError(f"the worker does not answer at {self.metrics_url}: {error!r}") from error
 
-    async def trainer_samples(self) -> Samples:
-        """The trainer's metrics now; nothing while it is starting, or where there is none."""
+    async def _answers_ready(self) -> bool:
         try:
-            return await self._samples("trainer_metrics_port") if self.learns else Samples("")
-        except (aiohttp.ClientError, TimeoutError):
-            return Samples("")
-
-    async def _samples(self, port: str) -> Samples:
-        async with self._session().get(f"{self._url(port)}/metrics") as answer:
-            return Samples(await answer.text())
-
-    def _url(self, port: str) -> str:
-        host = self.settings["metrics_host"].replace("0.0.0.0", "127.0.0.1")
-        return f"http://{host}:{self.settings[port]}"
-
-    async def _answers_ready(self, port: str) -> bool:
-        try:
-            async with self._session().get(f"{self._url(port)}/readyz") as answer:
+            async with self._session().get(f"{self.metrics_url}/readyz") as answer:
                 return answer.status == 200
         except (aiohttp.ClientError, TimeoutError):
             return False
@@ -265,20 +182,34 @@ class Stand:
             self._http = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=10.0))
         return self._http
 
+    def _last_words(self) -> str:
+        try:
+            lines = self.log_path.read_text(errors="replace").splitlines()
+        except OSError:
+            return "no log"
+        errors = [line for line in lines if line.startswith("error: ")]
+        return (errors or lines or ["it said nothing"])[-1].removeprefix("error: ")
+
     def stop_worker(self) -> None:
+        """SIGTERM, and SIGKILL when that was not enough."""
         worker, self._worker = self._worker, None
-        if worker is not None:
-            worker.stop()
+        if worker is None:
+            return
+        if worker.poll() is None:
+            worker.send_signal(signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):
+                worker.wait(STOP_DEADLINE_SECONDS)
+        if worker.poll() is None:
+            worker.kill()
+        worker.wait()
 
     def close(self) -> None:
-        """End all processes, the broker last. Blocks, so that a second Ctrl-C cannot leave one behind."""
+        """End both processes, the worker first. Blocks, so that a second Ctrl-C cannot leave one behind."""
         atexit.unregister(self.close)
-        trainer, self._trainer = self._trainer, None
-        with ExitStack() as ending:  # in reverse order, and all of it whatever one of them raises
-            ending.callback(self.broker.stop)
-            ending.callback(self.stop_worker)
-            if trainer is not None:
-                ending.callback(trainer.stop)
+        try:
+            self.stop_worker()
+        finally:
+            self.broker.stop()
 
     async def __aenter__(self) -> Self:
         try:

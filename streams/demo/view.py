@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from models.domain.events import Recommendation
-from streams.demo.watch import Learning, Live, Quality
+from streams.demo.watch import Live, Quality
 
 # Drawing costs 5 ms of the processor that broker, worker and this share: twice a second is live enough.
 DRAW_SECONDS = 0.5
@@ -75,11 +75,10 @@ class View:
         )
         newest = live.newest.items[0].item_id if live.newest and live.newest.items else ""
         first = f"  user {self.followed}: {self.titles.get(newest, newest)}" if newest else ""
-        learning = f"  model {live.learning.served}, {_learnt(live.learning)}" if live.learning else ""
         return (
             f"{live.answered:,}/{self.events:,} events  {live.events_per_second:,.0f}/s"
             f"  p50 {live.p50_seconds * 1e3:.0f} ms  p99 {live.p99_seconds * 1e3:.0f} ms"
-            f"{figures}{first}{learning}"
+            f"{figures}{first}"
         )
 
     def _figures(self, live: Live) -> Table:
@@ -95,8 +94,6 @@ class View:
         table.add_row(*_quality_row("list asked at that moment", quality.asked))
         table.add_row(*_quality_row("list last published", quality.last_published))
         table.add_row(*_quality_row("decayed popularity", quality.popularity))
-        if live.learning is not None:
-            table.add_row("model served", live.learning.served, _learnt(live.learning))
         return table
 
     def _list(self, newest: Recommendation | None) -> tuple[Text | Table, ...]:
@@ -110,11 +107,6 @@ class View:
 
 def _quality_row(name: str, quality: Quality) -> tuple[str, str, str]:
     return name, f"nDCG@10 {quality.ndcg:.4f}", f"HR@10 {quality.hr:.4f} of {quality.scored:,.0f} events"
-
-
-def _learnt(learning: Learning) -> str:
-    switches, rounds = learning.switches, learning.rounds
-    return f"{switches} switch{'' if switches == 1 else 'es'} in {rounds} round{'' if rounds == 1 else 's'} of learning"
 
 
 def list_table(made: Recommendation, titles: Mapping[str, str], count: int) -> Table:
@@ -151,28 +143,10 @@ def summary_table(figures: Mapping[str, Any]) -> Table:
     return table
 
 
-def versions_table(figures: Mapping[str, Any]) -> Table:
-    """What each model version that was served came to, in the order in which they came."""
-    table = Table(title="by model served", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column()
-    for name in ("scored events", "nDCG@10", "HR@10"):
-        table.add_column(name, justify="right")
-    for version, found in figures["learning"]["versions"].items():
-        table.add_row(
-            version, f"{found['scored_events']:,.0f}", f"{found['ndcg_at_10']:.4f}", f"{found['hr_at_10']:.4f}"
-        )
-    return table
-
-
 def summary_lines(figures: Mapping[str, Any]) -> list[str]:
     rate = f"{figures['rate']:,.0f} asked for" if figures["rate"] else "as fast as answered"
-    lines = [
+    return [
         f"{figures['events_per_second']:,.0f} events/s ({rate}), {figures['dead_letters']} dead letters",
         f"event to list: p50 {figures['event_to_list_p50_seconds'] * 1e3:.1f} ms,"
         f" p99 {figures['event_to_list_p99_seconds'] * 1e3:.1f} ms",
     ]
-    if "learning" in figures:
-        learning = figures["learning"]
-        decided = ", ".join(f"{count} {decision}" for decision, count in learning["decisions"].items() if count)
-        lines.append(f"rounds of learning: {decided or 'none'}; switches of the worker: {learning['switches']}")
-    return lines

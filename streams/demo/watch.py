@@ -74,28 +74,10 @@ class Qualities(NamedTuple):
         return Qualities(*(mine - theirs for mine, theirs in zip(self, other, strict=True)))
 
 
-def worker_quality(samples: Samples, shown: str, **labels: str) -> Quality:
+def worker_quality(samples: Samples, shown: str) -> Quality:
     return Quality(
-        *(
-            samples.total(f"streamrec_online_{name}_total", list=shown, **labels)
-            for name in ("scored_events", "hits", "ndcg_sum")
-        )
+        *(samples.total(f"streamrec_online_{name}_total", list=shown) for name in ("scored_events", "hits", "ndcg_sum"))
     )
-
-
-class Learning(NamedTuple):
-    """What a trainer beside the worker has come to."""
-
-    served: str
-    """Version that the worker serves."""
-    switches: int
-    """Of the worker, from one version to the next."""
-    decisions: dict[str, int]
-    """The trainer's rounds by what was decided."""
-
-    @property
-    def rounds(self) -> int:
-        return sum(self.decisions.values())
 
 
 class Baseline:
@@ -226,8 +208,6 @@ class Live(NamedTuple):
     dead_letters: int
     quality: Qualities
     newest: Recommendation | None
-    learning: Learning | None
-    """None where nobody trains."""
 
 
 class Replay:
@@ -246,7 +226,7 @@ class Replay:
         self.baseline = Baseline()
         self.published = 0
         self.started = 0.0
-        self.samples = self._trainer = Samples("")
+        self.samples = Samples("")
 
     async def run(self, ratings: Sequence[Rating]) -> None:
         """Publish these too, and return when all that was published is answered and counted. Raises: DemoError."""
@@ -295,7 +275,6 @@ class Replay:
     async def refresh(self) -> int:
         """Ask the worker for its counters. Returns: events it has counted."""
         self.samples = await self.stand.samples()
-        self._trainer = await self.stand.trainer_samples()
         return int(self.samples.total("streamrec_events_total"))
 
     @property
@@ -303,24 +282,6 @@ class Replay:
         """As of the last `refresh`; popularity as of now."""
         asked, last = worker_quality(self.samples, "asked"), worker_quality(self.samples, "last_published")
         return Qualities(asked, last, self.baseline.quality)
-
-    @property
-    def by_version(self) -> dict[str, Quality]:
-        """Of the list asked at that moment, by the model version that was served then; as of the last `refresh`."""
-        versions = self.samples.by("streamrec_online_scored_events_total", "model_version", list="asked")
-        return {version: worker_quality(self.samples, "asked", model_version=version) for version in versions}
-
-    @property
-    def learning(self) -> Learning | None:
-        """As of the last `refresh`."""
-        if not self.stand.learns:
-            return None
-        decisions = self._trainer.by("streamrec_trainer_decisions_total", "decision")
-        return Learning(
-            next(iter(self.samples.by("streamrec_model_info", "version")), ""),
-            int(self.samples.total("streamrec_model_switches_total", outcome="switched")),
-            {decision: int(count) for decision, count in decisions.items()},
-        )
 
     @property
     def seconds(self) -> float:
@@ -342,7 +303,6 @@ class Replay:
             watcher.dead_letters,
             self.qualities,
             watcher.newest,
-            self.learning,
         )
 
 

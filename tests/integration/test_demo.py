@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
-from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
@@ -162,32 +161,6 @@ def test_a_signal_in_the_middle_ends_the_demo_and_leaves_no_process(data_dir: Pa
     assert process.returncode == 130, out
     assert "Traceback" not in out
     assert not left_over(data_dir)
-
-
-@pytest.mark.slow
-@pytest.mark.train
-def test_with_a_trainer_beside_the_worker_the_demo_shows_what_was_learned(data_dir: Path) -> None:
-    out_path = data_dir / "learned.json"
-    code, out = run(data_dir, "--learn", "--events", "2500", "--rate", "150", "--json", str(out_path))
-    assert code == 0, out
-    assert not left_over(data_dir)
-    found = json.loads(out_path.read_text())
-    assert found["lists"] == found["scored_events"] == 2500
-    learning = found["learning"]
-    # The first model is fitted as soon as there are 500 records; whether it is released hangs on how it compares.
-    assert learning["decisions"]["first"] >= 1
-    assert learning["rounds"] == sum(learning["decisions"].values())
-    assert len(learning["versions"]) <= 1 + learning["switches"]
-    assert sum(each["scored_events"] for each in learning["versions"].values()) == 2500
-    assert "by model served" in out
-
-
-@pytest.mark.skipif(find_spec("torch") is not None, reason="torch is here")
-def test_a_trainer_without_torch_is_refused_with_what_to_install(data_dir: Path) -> None:
-    code, out = run(data_dir, "--learn", "--events", "100")
-    assert code == 2
-    assert "pip install 'streamrec[train]'" in out
-    assert "Traceback" not in out
 
 
 def test_a_taken_metrics_port_is_one_clear_line_and_leaves_no_process(data_dir: Path) -> None:
