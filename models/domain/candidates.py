@@ -69,6 +69,8 @@ class Query(NamedTuple):
     """bool[L, LEARNED_QUERY_WINDOW], whether the user spoke well of the item."""
     history: npt.NDArray[np.float32]
     """float32[L], events the user has had."""
+    chosen: npt.NDArray[np.float32]
+    """float32[L], distinct items he has chosen."""
     person: npt.NDArray[np.int64]
     """int64[L], row of `People`."""
     target: npt.NDArray[np.int32]

@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 
 from models.domain.catalogue import Catalogue
+from models.domain.circumstances import NOT_TOLD
 from models.domain.errors import EventDecodeError, StateError
 from models.domain.ranking import AdaptiveWeights
 from models.domain.statistics import PAIR_WINDOW, Statistics, Touches, pack_dump, unpack_dump
@@ -46,6 +47,8 @@ class Delta(msgspec.Struct, frozen=True, kw_only=True):
     tag: list[int] = []
     chosen: list[int] = []
     """Of each touch's user; empty from a former release, which knew no tags."""
+    gap_ms: list[int] = []
+    """Since the event before of each touch's user (`Touches.gap_ms`); empty from a former release."""
     weights: list[float] = []
     squares: list[float] = []
     """How far the adaptive weights and their squared gradients moved."""
@@ -153,6 +156,7 @@ class Ledger:
             recent=recent,
             tag=[tag for t in touches for tag in t.tag.tolist()],
             chosen=[chosen for t in touches for chosen in t.chosen.tolist()],
+            gap_ms=[gap_ms for t in touches for gap_ms in t.gap_ms.tolist()],
             weights=list(weights),
             squares=list(squares),
             model=self.model,
@@ -229,6 +233,7 @@ class Ledger:
                 self.catalogue.touch(at)
             flags = np.array([delta.flags[at] for at in kept])
             tagged = len(delta.tag) == len(delta.chosen) == len(delta.offset)
+            told = tagged and len(delta.gap_ms) == len(delta.offset)
             self.statistics.reserve(len(self.catalogue), len(kept))
             self.statistics.update(
                 Touches(
@@ -240,6 +245,7 @@ class Ledger:
                     recent=recent,
                     tag=np.array([delta.tag[at] if tagged else 0 for at in kept], np.int32),
                     chosen=np.array([delta.chosen[at] if tagged else 0 for at in kept], np.int32),
+                    gap_ms=np.array([delta.gap_ms[at] if told else NOT_TOLD for at in kept], np.int64),
                 )
             )
         if len(kept) == len(delta.offset) and delta.weights:

@@ -21,6 +21,14 @@ from models.domain.candidates import (
     clear,
     propose,
 )
+from models.domain.circumstances import (
+    CIRCUMSTANCE_FEATURES,
+    CIRCUMSTANCE_LEVELS,
+    NO_GAP,
+    describe_circumstances,
+    measure,
+    usual,
+)
 from models.domain.fellows import FELLOW_FEATURES, FELLOW_LEVELS, describe_choosers, gather
 from models.domain.habits import (
     HABIT_AGE,
@@ -82,6 +90,7 @@ LEARNED_FEATURES: tuple[str, ...] = (
     "passed_chance_lately",
     "passed_times",
     *FELLOW_FEATURES,
+    *CIRCUMSTANCE_FEATURES,
 )
 FEATURES: tuple[str, ...] = BASE_FEATURES + LEARNED_FEATURES
 BASE_COUNT, FEATURE_COUNT = len(BASE_FEATURES), len(FEATURES)
@@ -107,6 +116,7 @@ _BY_EVENTS = np.array([clock == "events" for _, clock, *_ in COUNTS])
 _HALF_LIVES = np.array([half_life for _, _, half_life, _ in COUNTS])
 _FELLOWS = FEATURES.index(FELLOW_FEATURES[0])
 _AFTER_FELLOWS = _FELLOWS + len(FELLOW_FEATURES)
+_CIRCUMSTANCES = FEATURES.index(CIRCUMSTANCE_FEATURES[0])
 _POPULARITY = _COUNTS_AT + COUNT_NAMES.index("count_10000_events")
 _EVENTS_SINCE_TOUCH = FEATURES.index("events_since_touch")
 _AGE = FEATURES.index("age_hours")
@@ -120,9 +130,11 @@ _COUNT_CEILING = 14.0
 _PER_SHARE_FLOOR = np.float32(1e4)
 _PER_FOLLOW_FLOOR = np.float32(1e3)
 # Logarithms of a candidate, taken of a whole list at once: of the base features, and of the others.
-_BASE_LEVELS, _MORE_LEVELS = 7, 10 + FELLOW_LEVELS
-# log hours of an item nobody touched, about 1.5 years; log minutes of a user who comes for the first time.
-_NO_AGE, _NO_GAP = 9.5, 15.0
+_FELLOW_LEVELS = 10
+_CIRCUMSTANCE_LEVELS = _FELLOW_LEVELS + FELLOW_LEVELS
+_BASE_LEVELS, _MORE_LEVELS = 7, _CIRCUMSTANCE_LEVELS + CIRCUMSTANCE_LEVELS
+# log hours of an item nobody touched, about 1.5 years.
+_NO_AGE = 9.5
 
 
 @njit(cache=True)
@@ -288,7 +300,7 @@ def _describe_more(arrays, scratch, vectors, query, people, lists, row):  # type
     per_gap = 1.0 / (gap_minutes + 1.0)
     gather(scratch.fellow_slots, scratch.fellow_values, people.fellow[person], people.closeness[person])
     norm = np.float32(1.0 / np.sqrt(1.0 + history))
-    levels = np.empty((size, _MORE_LEVELS), np.float32)
+    levels, born_since = np.empty((size, _MORE_LEVELS), np.float32), np.empty(size, np.bool_)
     for k in range(size):
         item = lists.item[row, k]
         level = levels[k]
@@ -311,13 +323,24 @@ def _describe_more(arrays, scratch, vectors, query, people, lists, row):  # type
             scratch.fellow_values,
             item,
             norm,
-            level[_MORE_LEVELS - FELLOW_LEVELS :],
+            level[_FELLOW_LEVELS:_CIRCUMSTANCE_LEVELS],
         )
         lists.features[row, k, _AFTER_FELLOWS - 1] = share
+        born_since[k] = measure(
+            arrays.circumstances,
+            arrays.choosers,
+            item,
+            arrays.clock[0],
+            arrays.touches[item],
+            arrays.born_ms[item],
+            query.last_ms[row],
+            level[_CIRCUMSTANCE_LEVELS:],
+        )
     log_all(levels.reshape(size * _MORE_LEVELS))
     offsets = _clocks(arrays.clock[0], now_ms)
     log_history = np.float32(np.log(np.float32(1.0 + history)))
-    log_gap = np.float32(np.log(gap_minutes + 1.0) if query.last_ms[row] >= 0 else _NO_GAP)
+    log_gap = np.float32(np.log(gap_minutes + 1.0) if query.last_ms[row] >= 0 else NO_GAP)
+    log_chosen, everybody = np.log(np.float32(1.0) + query.chosen[row]), usual(arrays.circumstances)
     age, touches = choice[HABIT_AGE], choice[HABIT_TOUCHES]
     recency, value = choice[HABIT_RECENCY], choice[HABIT_VALUE]
     for k in range(size):
@@ -341,7 +364,17 @@ def _describe_more(arrays, scratch, vectors, query, people, lists, row):  # type
         f[at + 24] = min(max(level[6], -8.0), 8.0) if touched else 0.0
         f[at + 25], f[at + 26], f[at + 27] = level[7], level[8], level[9]
         for c in range(FELLOW_LEVELS):
-            f[_FELLOWS + c] = level[_MORE_LEVELS - FELLOW_LEVELS + c]
+            f[_FELLOWS + c] = level[_FELLOW_LEVELS + c]
+        describe_circumstances(
+            arrays.circumstances,
+            item,
+            everybody,
+            log_chosen,
+            log_gap,
+            level[_CIRCUMSTANCE_LEVELS:],
+            born_since[k],
+            f[_CIRCUMSTANCES:],
+        )
     for p in range(PASSED_LENGTH):
         if passed[p] >= 0:
             scratch.passed[passed[p]] = 0

@@ -26,6 +26,9 @@ class Row(NamedTuple):
     recent: list[int]
     excluded: npt.NDArray[np.int32]
     history: int
+    """Events the user had had by then."""
+    chosen: int
+    """Distinct items he had chosen."""
     length: int
     sequence: int = 0
     recommendation_id: str = ""

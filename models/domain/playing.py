@@ -14,9 +14,10 @@ import numpy.typing as npt
 from models.domain import ranking
 from models.domain.batch import BatchResult, PipelineOptions
 from models.domain.candidates import LEARNED_QUERY_WINDOW, QUERY_WINDOW, Lists, Query, new_lists
+from models.domain.circumstances import FIRST_EVENT
 from models.domain.features import BASE_COUNT, FEATURE_COUNT
 from models.domain.habits import habits_of, people_of
-from models.domain.moments import Agenda, Row
+from models.domain.moments import Agenda, Moment, Row
 from models.domain.ports import F32
 from models.domain.ranking import AdaptiveWeights, Timeline
 from models.domain.statistics import PAIR_WINDOW, Touches
@@ -94,8 +95,13 @@ def _timeline(agenda: Agenda, learn: bool) -> Timeline:
         tag=np.array([m.tag for m in moments], np.int32),
         chosen=np.array([m.chosen for m in moments], np.int32),
         since_ms=np.array([m.since_ms for m in moments], np.int64),
+        gap_ms=np.array([_gap_ms(m) for m in moments], np.int64),
         person=np.array([m.person for m in moments], np.int64),
     )
+
+
+def _gap_ms(moment: Moment) -> int:
+    return max(moment.event_time_ms - moment.since_ms, 0) if moment.since_ms >= 0 else FIRST_EVENT
 
 
 def _touches(timeline: Timeline) -> Touches:
@@ -109,6 +115,7 @@ def _touches(timeline: Timeline) -> Touches:
         timeline.recent[kept],
         timeline.tag[kept],
         timeline.chosen[kept],
+        timeline.gap_ms[kept],
     )
 
 
@@ -130,6 +137,7 @@ def _query(pipeline: Pipeline, agenda: Agenda, vectors: Sequence[F32], options: 
         recent=_padded([row.recent[:window] for row in rows], window),
         liked=_liked(rows, deep, options),
         history=np.array([row.history for row in rows], np.float32),
+        chosen=np.array([row.chosen for row in rows], np.float32),
         person=np.array([agenda.person(row.state.user_id) for row in rows], np.int64),
         target=np.array([row.target for row in rows], np.int32),
         deep=deep,

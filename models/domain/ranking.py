@@ -82,6 +82,8 @@ class Timeline(NamedTuple):
     """int32[n], distinct items the user had chosen before."""
     since_ms: npt.NDArray[np.int64]
     """int64[n], the user's event before, -1 = none."""
+    gap_ms: npt.NDArray[np.int64]
+    """int64[n], since then (`Touches.gap_ms`)."""
     person: npt.NDArray[np.int64]
     """int64[n], row of the slice's `People`."""
 
@@ -158,6 +160,7 @@ def play(arrays, scratch, vectors, available, query, people, worth, lists, weigh
                 timeline.recent[k],
                 timeline.tag[k],
                 timeline.chosen[k],
+                timeline.gap_ms[k],
             )
         row = timeline.publish_row[k]
         if row >= 0:

@@ -166,7 +166,7 @@ class Slice:
             hashed, asked_below = event_hash(str(event.event_id)), options.asked_share * _HASHES
             if hashed < asked_below:
                 travels = self.with_candidates and hashed < asked_below * options.candidates_share
-                ask_row, fresh = self._ask(position, state, now_ms, item, travels, *before)
+                ask_row, fresh = self._ask(position, state, now_ms, item, chosen, travels, *before)
                 candidates_row = ask_row if travels else -1
             published = self.agenda.last_row.get(state.user_id, -1)
             self.agenda.choices.append(
@@ -289,6 +289,7 @@ class Slice:
         state: UserState,
         now_ms: int,
         item: int,
+        chosen: int,
         travels: bool,
         interactions: Sequence[Recent],
         recent: list[int],
@@ -315,6 +316,7 @@ class Slice:
                 recent,
                 excluded,
                 history,
+                chosen,
                 length,
                 interactions=interactions,
                 target=item,
@@ -350,6 +352,7 @@ class Slice:
                 recent,
                 excluded,
                 history,
+                len(state.seen),
                 length,
                 state.sequence,
                 recommendation_id,

@@ -14,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
+from models.domain.circumstances import PER_ITEM as CIRCUMSTANCES_PER_ITEM
+from models.domain.circumstances import Circumstances, new_circumstances, note_circumstances
 from models.domain.errors import StateError
 from models.domain.fellows import CHOOSERS, Choosers, new_choosers, note_chooser
 
@@ -89,6 +91,8 @@ class Touches(NamedTuple):
     """int32[n], the user's (`models.domain.state.UserState.tag`), 0 = not known."""
     chosen: npt.NDArray[np.int32]
     """int32[n], distinct items the user had chosen before."""
+    gap_ms: npt.NDArray[np.int64]
+    """int64[n], since the user's event before; FIRST_EVENT, NOT_TOLD (`models.domain.circumstances`)."""
 
 
 class Rows(NamedTuple):
@@ -131,6 +135,7 @@ class StatisticsArrays(NamedTuple):
     pairs: Rows
     follows: Rows
     choosers: Choosers
+    circumstances: Circumstances
 
 
 _PER_ITEM = ("log_count", "touched_at", "touched_ms", "born_ms", "touches", "value_sum")
@@ -221,7 +226,7 @@ def _add_pair(rows, item, other, weight, clock):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def touch_one(arrays, item, event_time_ms, value, first, strong, recent, tag, chosen):  # type: ignore[no-untyped-def]  # pragma: no cover
+def touch_one(arrays, item, event_time_ms, value, first, strong, recent, tag, chosen, gap_ms):  # type: ignore[no-untyped-def]  # pragma: no cover
     """Count one interaction."""
     arrays.clock[0] += 1.0
     clock = arrays.clock[0]
@@ -244,6 +249,7 @@ def touch_one(arrays, item, event_time_ms, value, first, strong, recent, tag, ch
         )
     t = _TOP_COUNT.shape[0]
     arrays.top_size[t] = _raise_in_top(arrays.touched_at, arrays.top[t], arrays.top_size[t], arrays.top_place[t], item)
+    note_circumstances(arrays.circumstances, item, clock, first, chosen, gap_ms)
     if first:
         note_chooser(arrays.choosers, item, tag, chosen, event_time_ms)
         for age in range(recent.shape[0]):
@@ -265,9 +271,11 @@ def touch_one(arrays, item, event_time_ms, value, first, strong, recent, tag, ch
 
 
 @njit(cache=True)
-def _touch_many(arrays, item, event_time_ms, value, first, strong, recent, tag, chosen):  # type: ignore[no-untyped-def]  # pragma: no cover
+def _touch_many(arrays, item, event_time_ms, value, first, strong, recent, tag, chosen, gap_ms):  # type: ignore[no-untyped-def]  # pragma: no cover
     for k in range(item.shape[0]):
-        touch_one(arrays, item[k], event_time_ms[k], value[k], first[k], strong[k], recent[k], tag[k], chosen[k])
+        touch_one(
+            arrays, item[k], event_time_ms[k], value[k], first[k], strong[k], recent[k], tag[k], chosen[k], gap_ms[k]
+        )
 
 
 # Pool entries one touch can take at the worst: its own row and every partner's row grown to the limit (a row that
@@ -321,6 +329,9 @@ class Statistics:
         out["value_all"], out["clock"] = self.arrays.value_all.copy(), self.arrays.clock.copy()
         for name in Choosers._fields:
             out[f"chooser_{name}"] = getattr(self.arrays.choosers, name)[:used].copy()
+        for name in CIRCUMSTANCES_PER_ITEM:
+            out[f"circumstances_{name}"] = getattr(self.arrays.circumstances, name)[:used].copy()
+        out["circumstances_everybody"] = self.arrays.circumstances.everybody.copy()
         for rows in ("pairs", "follows"):
             pool = _compacted(getattr(self.arrays, rows), 0)
             for name in ("size", "total"):
@@ -349,6 +360,13 @@ class Statistics:
         if "chooser_tag" in dumped and dumped["chooser_tag"].shape[1] == CHOOSERS:
             for name in Choosers._fields:
                 getattr(arrays.choosers, name)[index] = dumped[f"chooser_{name}"]
+        if "circumstances_born_at" in dumped:
+            for name in CIRCUMSTANCES_PER_ITEM:
+                getattr(arrays.circumstances, name)[index] = dumped[f"circumstances_{name}"]
+            arrays.circumstances.everybody[:] = dumped["circumstances_everybody"]
+        else:
+            # A former release's snapshot: its items came before anything that is told from now on.
+            arrays.circumstances.born_at[index[np.asarray(dumped["touches"]) > 0]] = 0.0
         for rows in ("pairs", "follows"):
             sizes = dumped[f"{rows}_size"].astype(np.int64)
             starts = np.concatenate([[0], np.cumsum(sizes)[:-1]]) if len(sizes) else sizes
@@ -418,6 +436,7 @@ def _empty(items: int) -> StatisticsArrays:
         pairs=_empty_rows(items, 4_096),
         follows=_empty_rows(items, 4_096),
         choosers=new_choosers(items),
+        circumstances=new_circumstances(items),
     )
 
 
@@ -431,6 +450,9 @@ def _grown(old: StatisticsArrays, items: int) -> StatisticsArrays:
         getattr(new, name)[:n] = getattr(old, name)
     for name in Choosers._fields:
         getattr(new.choosers, name)[:n] = getattr(old.choosers, name)
+    for name in CIRCUMSTANCES_PER_ITEM:
+        getattr(new.circumstances, name)[:n] = getattr(old.circumstances, name)
+    new.circumstances.everybody[:] = old.circumstances.everybody
     new.top_place[:, :n] = old.top_place
     keep = {name: getattr(old, name) for name in ("value_all", "clock", "top", "top_size")}
     for rows in ("pairs", "follows"):

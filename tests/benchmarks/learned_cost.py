@@ -45,6 +45,7 @@ def made_statistics(rng: np.random.Generator) -> Statistics:
                 rng.choice(ITEMS, (1_000, PAIR_WINDOW), p=chance).astype(np.int32),
                 rng.integers(1, USERS, 1_000).astype(np.int32),
                 rng.integers(0, 500, 1_000).astype(np.int32),
+                rng.integers(0, 10**8, 1_000),
             )
         )
     return statistics
@@ -113,6 +114,7 @@ def main() -> None:
         recent=recent,
         liked=rng.random(recent.shape) < 0.5,
         history=np.full(BATCH, 50.0, np.float32),
+        chosen=np.full(BATCH, 50.0, np.float32),
         person=np.arange(BATCH),
         target=np.full(BATCH, -1, np.int32),
         deep=np.ones(BATCH, np.bool_),

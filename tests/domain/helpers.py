@@ -274,4 +274,5 @@ def touches_of(
         recent=recent,
         tag=np.array([1 + r[1] % 997 for r in rows], np.int32),
         chosen=np.array([r[1] % 5 for r in rows], np.int32),
+        gap_ms=np.array([r[1] % 11 * 60_000 - 1 for r in rows], np.int64),
     )

@@ -62,6 +62,7 @@ def query(
         target=np.array([target], np.int32),
         deep=np.ones(1, np.bool_),
         history=np.array([history], np.float32),
+        chosen=np.array([history], np.float32),
         encoder_top=np.array([[*nearest, -1]], np.int32),
         newest=np.array(newest, np.int32),
         excluded_from=np.zeros(1, np.int64),

@@ -98,6 +98,7 @@ def described(statistics: Statistics, recent: Sequence[int], items: int) -> tupl
         target=np.array([-1], np.int32),
         deep=np.ones(1, np.bool_),
         history=np.array([3.0], np.float32),
+        chosen=np.array([3.0], np.float32),
         encoder_top=np.full((1, 4), -1, np.int32),
         newest=np.empty(0, np.int32),
         excluded_from=np.zeros(1, np.int64),

@@ -37,6 +37,7 @@ def _touches(items: list[int], start_ms: int) -> Touches:
         recent=recent,
         tag=1 + np.arange(len(items), dtype=np.int32),
         chosen=np.zeros(len(items), np.int32),
+        gap_ms=np.full(len(items), 60_000, np.int64),
     )
 
 
