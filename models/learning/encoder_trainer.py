@@ -23,6 +23,7 @@ from models.learning.checkpoint import read_checkpoint, write_checkpoint
 from models.learning.encoder import EncoderNetwork, NetworkConfig, to_weights
 from models.learning.encoder_config import EncoderConfig, FitReport
 from models.learning.encoder_weights import EncoderWeights
+from models.learning.first_vectors import first_vectors
 from models.learning.log import TrainingLog
 from models.learning.objective import Objective, events_of, points
 from models.learning.places import mean_ndcg, places
@@ -72,13 +73,20 @@ class EncoderTrainer:
     ) -> FitReport:
         """Train on events [0, end) from the present weights, the learning rate falling to zero along a cosine.
 
+        The first fit of all starts item vectors from what is chosen soon after each other (`first_vectors`).
+
         Args:
             epochs: at most; fewer with `validation` where it stops getting better, and the best check's weights stay.
             validation: events [a, b) foreseen with frozen weights.
         """
         config, started = self.config, time.monotonic()
         self.grow(log)
+        first = not self.trained.any()
         self._meet(log, 0, end, popular=True)
+        if first:
+            vectors = first_vectors(histories(log, 0, end, None), log.items, config.network.width, self._rng)
+            with torch.no_grad():
+                self.network.item_id.copy_(torch.as_tensor(vectors))
         report = FitReport()
         best: dict[str, Tensor] | None = None
         average = WeightAverage(self.network, config.average, early=True)

@@ -20,6 +20,7 @@ from models.learning.batches import batch_of, cut, cut_recent, histories  # noqa
 from models.learning.checkpoint import CheckpointError  # noqa: E402
 from models.learning.encoder import EncoderNetwork, NetworkConfig  # noqa: E402
 from models.learning.encoder_trainer import COLD_OFFSETS, EncoderConfig, EncoderTrainer  # noqa: E402
+from models.learning.first_vectors import NEAR, SHRINK, first_vectors  # noqa: E402
 from models.learning.gated_recurrence import GatedRecurrence  # noqa: E402
 from models.learning.losses import BLOCK, SoftmaxLoss, sampled_softmax_loss  # noqa: E402
 from models.learning.places import mean_ndcg, places  # noqa: E402
@@ -233,6 +234,31 @@ def test_curves_without_tensorboard_say_what_to_install(tmp_path: Path, monkeypa
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(SettingsError, match="tensorboard"):
         TensorBoardProgress(tmp_path)
+
+
+def test_first_vectors_have_inner_products_near_the_information_of_pairs(made: TrainingLog) -> None:
+    past = histories(made, 0, len(made), None)
+    count = np.zeros((made.items, made.items))
+    for user in np.unique(made.user):
+        mine = past.event[(made.user[past.event] == user) & made.target[past.event] & (made.item[past.event] >= 0)]
+        own = made.item[mine].tolist()
+        for place, one in enumerate(own):
+            for other in own[place + 1 : place + 1 + NEAR]:
+                count[one, other] += 1
+                count[other, one] += 1
+    total = count.sum(1)
+    information = np.log((count + SHRINK) / (np.outer(total, total) / total.sum() + SHRINK))
+    wanted = np.where((count > 0) & (information > 0), information, 0.0)
+    values, vectors = np.linalg.eigh(wanted)
+    kept = np.maximum(np.where(np.arange(made.items) >= made.items - 4, values, 0.0), 0.0)
+    found = first_vectors(past, made.items, 4, np.random.default_rng(0))
+    np.testing.assert_allclose(found @ found.T, (vectors * kept) @ vectors.T, atol=1e-4)
+
+
+def test_without_items_that_met_vectors_start_from_zero(made: TrainingLog) -> None:
+    alone = replace(made, user=np.arange(len(made), dtype=np.int32))
+    past = histories(alone, 0, len(alone), None)
+    assert not first_vectors(past, alone.items, 4, np.random.default_rng(0)).any()
 
 
 def test_validation_keeps_the_best_check(made: TrainingLog) -> None:
