@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from models.learning.averaging import WeightAverage
 from models.learning.batches import Chunks, Histories, batch_of, cut, cut_recent, histories
@@ -58,6 +59,8 @@ class EncoderTrainer:
         """Added to the bias of an item without events; see `choose_cold_offset`."""
         self._average = WeightAverage(self.network, config.online_average, early=False)
         self._online: torch.optim.Optimizer | None = None
+        self._looks: dict[int, dict[str, Tensor]] = {}
+        """Averaged weights after so many passes of the latest fit that kept some."""
 
     # training ---------------------------------------------------------------------------------------------------------
 
@@ -70,6 +73,8 @@ class EncoderTrainer:
         learning_rate: float | None = None,
         validation: tuple[int, int] | None = None,
         progress: Progress | None = None,
+        looks: bool = False,
+        kept: int | None = None,
     ) -> FitReport:
         """Train on events [0, end) from the present weights, the learning rate falling to zero along a cosine.
 
@@ -78,6 +83,8 @@ class EncoderTrainer:
         Args:
             epochs: at most; fewer with `validation` where it stops getting better, and the best check's weights stay.
             validation: events [a, b) foreseen with frozen weights.
+            looks: remember weights for `passes_paid`.
+            kept: with `looks`, the weights after so many passes stay, as that found them to be enough.
         """
         config, started = self.config, time.monotonic()
         self.grow(log)
@@ -89,6 +96,7 @@ class EncoderTrainer:
                 self.network.item_id.copy_(torch.as_tensor(vectors))
         report = FitReport()
         best: dict[str, Tensor] | None = None
+        self._looks = {}
         average = WeightAverage(self.network, config.average, early=True)
         optimiser = self._optimiser(learning_rate or config.learning_rate)
         self._average = average
@@ -110,6 +118,8 @@ class EncoderTrainer:
                 if progress is not None:
                     progress(epoch + 1, epochs, loss)
                 last = epoch + 1 == epochs
+                if looks and (last or epoch + 1 in LOOKS):
+                    self._looks[epoch + 1] = {name: tensor.clone() for name, tensor in average.tensors.items()}
                 if validation is not None and (last or (epoch + 1) % config.check_every == 0):
                     found = self.ndcg(log, *validation)
                     if not found <= report.validation:
@@ -117,6 +127,8 @@ class EncoderTrainer:
                         best = {name: tensor.clone() for name, tensor in average.tensors.items()}
                     elif epoch + 1 - report.best_epoch >= config.patience * config.check_every:
                         break
+        if looks and kept is not None:
+            best = self._looks[min(kept, epochs)]
         self._load(best or average.tensors)
         self._settle_cold(log, end)
         self._average = WeightAverage(self.network, config.online_average, early=False)
@@ -166,6 +178,33 @@ class EncoderTrainer:
         self.cold_bias += chosen - self.cold_offset
         self.cold_offset = chosen
         return chosen
+
+    def passes_paid(self, log: TrainingLog, start: int, end: int) -> int | None:
+        """After how many of its passes the latest fit with looks foresaw events [start, end) best; None: after all.
+
+        By octaves, how often the place of what was chosen was halved: nDCG@10 is blind to nine choices in ten. Events
+        [0, start) were trained on and [start, end) were not. For a fit from nothing.
+        """
+        self.grow(log)
+        served, found = self._average.tensors, {}
+        # Of items that had events: what the others start from is settled after the passes.
+        had = log.target[start:end] & self.trained[log.item[start:end]]
+        if not had.any() or not self._looks:
+            return None
+        by_text = torch.as_tensor(self._text_biases(log))
+        for passes, tensors in self._looks.items():
+            more = {name: len(tensor) - len(tensors[name]) for name, tensor in served.items()}
+            self._average.tensors = {
+                name: functional.pad(tensor, [0, 0] * (tensor.dim() - 1) + [0, more[name]])
+                for name, tensor in tensors.items()
+            }
+            # They were kept before the texts' part was taken out.
+            self._average.tensors["item_bias"] -= by_text
+            users, vectors = self.users_before(log, start, end), self.served().item_vectors(log.item_text)
+            found[passes] = float(np.log2(places(users, vectors, log, start, end)[had]).mean())
+        self._average.tensors = served
+        best = min(found, key=found.__getitem__)
+        return None if best == max(found) else best
 
     def grow(self, log: TrainingLog) -> None:
         """Rows for items that joined the catalogue; they are their text alone until an event names them."""
@@ -436,6 +475,8 @@ class EncoderTrainer:
 
 # An optimiser's first estimates of its gradients are poor.
 WARM_UP_STEPS = 50
+# Passes after which weights are remembered where it is asked how many paid off; the last one beside them.
+LOOKS = (2, 3, 4, 6)
 # Added to the square of the texts, which have length 1. What new items' biases are foreseen with least error would ask
 # for 2; new films are ranked best among each other at .1 to .5 (models/README.md).
 TEXT_BIAS_RIDGE = 0.2

@@ -36,6 +36,8 @@ from models.learning.training_state import TrainingState, newest_time, source_wo
 LEAST_EVENTS = 500
 # Latest events on which is measured what an offset for new items costs the others.
 COLD_EVENTS = 3_000
+# Events right after a fit on which is measured how many of its passes paid off.
+PASSES_EVENTS = 4_000
 # Batches whose lists are kept at full precision before they are taken over: bounds memory on a long log.
 TAKEN_AT_ONCE = 8
 # Events whose texts are read in one call: bounds the arrays of a long log.
@@ -48,7 +50,8 @@ class TrainingConfig:
 
     # Where the encoder is fitted again, as shares of the log: the ranker's history starts at the first one.
     stages: tuple[float, ...] = (0.1, 0.25, 0.5, 0.75, 1.0)
-    epochs: tuple[int, ...] = (10, 8, 5, 4, 9)
+    epochs: tuple[int, ...] = (6, 6, 5, 5, 9)
+    """Passes of each fit, all from nothing; fewer where more did not pay off on the stage after the last one."""
     validation: float = 0.1
     """Share of the log, its latest part, on which is chosen how long the ranker trains."""
     candidates: int = 200
@@ -134,6 +137,7 @@ class Training:
         options = player.options
         player.options = options._replace(learn=False, publish=False)
         marks = [int(share * end) for share in config.stages]
+        paid: int | None = None
         for epochs, mark in zip(config.epochs, marks, strict=True):
             fitted_until = player.played
             for _ in player.play_to(mark):
@@ -141,12 +145,21 @@ class Training:
                     self._take(player)
             self._fit_reader(player, mark, needed=mark == end)
             log = self.builder.until(mark)
+            if 0 < fitted_until < mark:
+                # A short log is known by heart after a few passes, which foresees less than what they had learned.
+                paid = self.encoders.passes_paid(log, fitted_until, min(mark, fitted_until + PASSES_EVENTS))
+                self.report(f"passes that paid off: {'all' if paid is None else paid}")
             if 0 < fitted_until < mark < end:
                 # On events that no fit has seen. Not before the last fit: the ranker learns from lists that had the
                 # offset it is served with.
                 since = max(fitted_until, mark - COLD_EVENTS)
                 self.report(f"offset of new items: {self.encoders.choose_cold_offset(log, since, mark):g}")
-            fitted = self.encoders.fit(log, mark, epochs=epochs)
+            # From nothing: one that goes on has passed over the log's beginning again and again (models/README.md).
+            self.encoders = self.encoders.anew(self.encoders.seed)
+            if mark < end:
+                fitted = self.encoders.fit(log, mark, epochs=epochs, looks=True, kept=paid)
+            else:
+                fitted = self.encoders.fit(log, mark, epochs=epochs if paid is None else min(paid, epochs))
             self.report(f"encoder fitted on {mark:,} events in {fitted.seconds:.0f} s")
             self._take(player)
             self._serve(pipeline, CollectingRanker(config.candidates, self.worth()), log.item_text)

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.train
 from models.learning.batches import batch_of, cut, cut_recent, histories  # noqa: E402
 from models.learning.checkpoint import CheckpointError  # noqa: E402
 from models.learning.encoder import EncoderNetwork, NetworkConfig  # noqa: E402
-from models.learning.encoder_trainer import COLD_OFFSETS, EncoderConfig, EncoderTrainer  # noqa: E402
+from models.learning.encoder_trainer import COLD_OFFSETS, LOOKS, EncoderConfig, EncoderTrainer  # noqa: E402
 from models.learning.first_vectors import NEAR, SHRINK, first_vectors  # noqa: E402
 from models.learning.gated_recurrence import GatedRecurrence  # noqa: E402
 from models.learning.losses import BLOCK, SoftmaxLoss, sampled_softmax_loss  # noqa: E402
@@ -220,6 +220,33 @@ def test_the_cold_offset_is_the_largest_that_costs_little_on_later_events(made: 
     chosen = one.choose_cold_offset(made, 200, 300, allowed_loss=0.05)
     assert one.cold_bias == pytest.approx(before + chosen)
     assert chosen == max(offset for offset, ndcg in figures.items() if ndcg >= 0.95 * max(figures.values()))
+
+
+def test_the_passes_that_paid_are_those_whose_weights_foresee_best(made: TrainingLog) -> None:
+    # Every item has an event, so that none of them is left out.
+    known = replace(made, item=np.minimum(made.item, 16), item_text=made.item_text[:17])
+    figures, seen = {}, trainer(known)
+
+    def look(done: int, _: int, loss: float) -> None:
+        users, vectors = seen.users_before(known, 200, 260), seen.served().item_vectors(known.item_text)
+        figures[done] = np.nanmean(np.log2(places(users, vectors, known, 200, 260)))
+
+    seen.fit(known, 200, epochs=8, progress=look)
+    asked = {passes: figures[passes] for passes in (*LOOKS, 8)}
+    one = trainer(known)
+    one.fit(known, 200, epochs=8, looks=True)
+    best = min(asked, key=asked.__getitem__)
+    assert one.passes_paid(known, 200, 260) == (None if best == 8 else best)
+    kept = trainer(known)
+    kept.fit(known, 200, epochs=8, looks=True, kept=4)
+    users, vectors = kept.users_before(known, 200, 260), kept.served().item_vectors(known.item_text)
+    assert np.nanmean(np.log2(places(users, vectors, known, 200, 260))) == pytest.approx(figures[4])
+
+
+def test_without_looks_all_passes_paid(made: TrainingLog) -> None:
+    one = trainer(made)
+    one.fit(made, 200, epochs=2)
+    assert one.passes_paid(made, 200, 300) is None
 
 
 def test_a_missing_or_damaged_checkpoint_is_an_error(tmp_path: Path) -> None:
