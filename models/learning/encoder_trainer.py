@@ -27,6 +27,7 @@ from models.learning.encoder_weights import EncoderWeights
 from models.learning.first_vectors import first_vectors
 from models.learning.log import TrainingLog
 from models.learning.objective import Objective, events_of, points
+from models.learning.optimiser import moved
 from models.learning.places import mean_ndcg, places
 
 __all__ = ["EncoderConfig", "EncoderTrainer", "FitReport", "NetworkConfig", "Progress"]
@@ -84,7 +85,7 @@ class EncoderTrainer:
             epochs: at most; fewer with `validation` where it stops getting better, and the best check's weights stay.
             validation: events [a, b) foreseen with frozen weights.
             looks: remember weights for `passes_paid`.
-            kept: with `looks`, the weights after so many passes stay, as that found them to be enough.
+            kept: with `looks`, the weights after so many passes stay, which were enough for the fit before.
         """
         config, started = self.config, time.monotonic()
         self.grow(log)
@@ -120,6 +121,8 @@ class EncoderTrainer:
                 last = epoch + 1 == epochs
                 if looks and (last or epoch + 1 in LOOKS):
                     self._looks[epoch + 1] = {name: tensor.clone() for name, tensor in average.tensors.items()}
+                    # Biases as a whole: after the fit their part that comes from the texts is another one.
+                    self._looks[epoch + 1]["item_bias"] += torch.as_tensor(self._text_biases(log))
                 if validation is not None and (last or (epoch + 1) % config.check_every == 0):
                     found = self.ndcg(log, *validation)
                     if not found <= report.validation:
@@ -128,7 +131,8 @@ class EncoderTrainer:
                     elif epoch + 1 - report.best_epoch >= config.patience * config.check_every:
                         break
         if looks and kept is not None:
-            best = self._looks[min(kept, epochs)]
+            best = dict(self._looks[min(kept, epochs)])
+            best["item_bias"] = best["item_bias"] - torch.as_tensor(self._text_biases(log))
         self._load(best or average.tensors)
         self._settle_cold(log, end)
         self._average = WeightAverage(self.network, config.online_average, early=False)
@@ -183,7 +187,7 @@ class EncoderTrainer:
         """After how many of its passes the latest fit with looks foresaw events [start, end) best; None: after all.
 
         By octaves, how often the place of what was chosen was halved: nDCG@10 is blind to nine choices in ten. Events
-        [0, start) were trained on and [start, end) were not. For a fit from nothing.
+        [0, start) were trained on and [start, end) were not.
         """
         self.grow(log)
         served, found = self._average.tensors, {}
@@ -198,7 +202,6 @@ class EncoderTrainer:
                 name: functional.pad(tensor, [0, 0] * (tensor.dim() - 1) + [0, more[name]])
                 for name, tensor in tensors.items()
             }
-            # They were kept before the texts' part was taken out.
             self._average.tensors["item_bias"] -= by_text
             users, vectors = self.users_before(log, start, end), self.served().item_vectors(log.item_text)
             found[passes] = float(np.log2(places(users, vectors, log, start, end)[had]).mean())
@@ -216,7 +219,7 @@ class EncoderTrainer:
         self.trained = np.concatenate([self.trained, np.zeros(more, np.bool_)])
         self._average.grow()
         if self._online is not None:
-            self._online = _moved(self._online, former, dict(self.network.named_parameters()))
+            self._online = moved(self._online, former, dict(self.network.named_parameters()))
 
     def _meet(self, log: TrainingLog, start: int, end: int, popular: bool = False) -> None:
         """Items that events [start, end) name join the softmax.
@@ -489,21 +492,3 @@ COLD_OFFSETS = (0.0, 0.5, 1.0, 1.5, 2.0)
 
 def _is_moment(key: str, name: str) -> bool:
     return key.startswith("online.") and key.split(".", 2)[2] == name
-
-
-def _moved(
-    old: torch.optim.Optimizer, former: dict[str, Tensor], present: dict[str, torch.nn.Parameter]
-) -> torch.optim.Optimizer:
-    """The optimiser for parameters of which some gained rows, the moments of the others kept."""
-    group = old.param_groups[0]
-    new = torch.optim.AdamW(present.values(), lr=group["lr"], weight_decay=group["weight_decay"], foreach=True)
-    new.param_groups[0]["initial_lr"] = group["initial_lr"]
-    for name, parameter in present.items():
-        state = old.state.get(former[name])
-        if state:
-            more = len(parameter) - len(former[name])
-            padding = [0, 0] * (parameter.dim() - 1) + [0, more]
-            new.state[parameter] = {
-                key: torch.nn.functional.pad(value, padding) if value.dim() else value for key, value in state.items()
-            }
-    return new

@@ -42,10 +42,15 @@ def places(users: F32, items: F32, log: TrainingLog, start: int, end: int) -> np
     return found
 
 
-def mean_ndcg(found: npt.NDArray[np.float64], cutoff: int = CUTOFF) -> float:
-    """nDCG@10 with one relevant item; places that are NaN do not count."""
+def gains(found: npt.NDArray[np.float64], cutoff: int = CUTOFF) -> npt.NDArray[np.float64]:
+    """What each place is worth, nDCG@10 with one relevant item; places that are NaN do not count."""
     known = found[~np.isnan(found)]
-    return float(np.where(known <= cutoff, 1 / np.log2(1 + known), 0).mean()) if len(known) else 0.0
+    return np.where(known <= cutoff, 1 / np.log2(1 + known), 0.0)
+
+
+def mean_ndcg(found: npt.NDArray[np.float64], cutoff: int = CUTOFF) -> float:
+    each = gains(found, cutoff)
+    return float(each.mean()) if len(each) else 0.0
 
 
 def hit_rate(found: npt.NDArray[np.float64], cutoff: int = CUTOFF) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional as F
 
 from models.learning.lists import Lists
-from models.learning.places import mean_ndcg
+from models.learning.places import gains, mean_ndcg
 from models.learning.ranker import ListwiseRanker, Standard
 from models.learning.ranker_weights import RankerWeights
 
@@ -85,7 +85,7 @@ class RankerTrainer:
         """Fit anew on `rows`, the rate falling to zero over `updates`.
 
         Args:
-            validation: later lists; the weights that rank them best are kept.
+            validation: later lists, by which is chosen how many updates are enough; the weights after them are kept.
         """
         config = self.config
         torch.manual_seed(self.seed)
@@ -93,7 +93,8 @@ class RankerTrainer:
         self.net = self.network_class(_standard(lists, rows, self.rng))
         self.optimizer = self._optimizer()
         order = np.empty(0, np.int64)
-        best, check = RankerFit(updates, math.nan), config.first_check
+        looks: list[tuple[int, npt.NDArray[np.float64], dict[str, torch.Tensor]]] = []
+        check = config.first_check
         self.served = copy.deepcopy(self.net)
         self.net.train()
         for update in range(updates):
@@ -106,13 +107,14 @@ class RankerTrainer:
             self._average(min(config.average, (update + 1) / (update + 10)))
             if validation is not None and update + 1 in (check, updates):
                 check *= 2
-                found = self.ndcg(lists, validation[:: max(1, len(validation) // CHECKED_LISTS)])
-                if not found <= best.validation:
-                    best, kept = RankerFit(update + 1, found), copy.deepcopy(self.served.state_dict())
-        if validation is not None:
-            self.net.load_state_dict(kept)
-            self.served.load_state_dict(kept)
-        return best
+                places = self.places(lists, validation[:: max(1, len(validation) // CHECKED_LISTS)])
+                looks.append((update + 1, gains(places), copy.deepcopy(self.served.state_dict())))
+        if not looks:
+            return RankerFit(updates, math.nan)
+        passed, found, kept = looks[enough([found for _, found, _ in looks])]
+        self.net.load_state_dict(kept)
+        self.served.load_state_dict(kept)
+        return RankerFit(passed, float(found.mean()))
 
     def fit_latest(self, lists: Lists, latest: int) -> RankerFit | None:
         """Choose how long to train by the lists from row `latest` on, then fit anew on all of them for as long.
@@ -213,6 +215,23 @@ class RankerTrainer:
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
+
+
+def enough(looks: Sequence[npt.NDArray[np.float64]]) -> int:
+    """The last look that is within a standard error of the best one.
+
+    A few hundred lists tell the best look only by chance, and what is chosen is fitted anew on more lists than these:
+    of looks that cannot be told apart the later one is meant.
+
+    Args:
+        looks: each float64[lists], of the same lists.
+    """
+    best = max(looks, key=lambda found: float(found.mean()))
+    for at in range(len(looks) - 1, -1, -1):
+        behind = best - looks[at]
+        if behind.mean() <= behind.std() / math.sqrt(len(behind)):
+            return at
+    raise AssertionError("the best look is not behind itself")
 
 
 def _batch(

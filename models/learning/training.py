@@ -50,8 +50,9 @@ class TrainingConfig:
 
     # Where the encoder is fitted again, as shares of the log: the ranker's history starts at the first one.
     stages: tuple[float, ...] = (0.1, 0.25, 0.5, 0.75, 1.0)
-    epochs: tuple[int, ...] = (6, 6, 5, 5, 9)
-    """Passes of each fit, all from nothing; fewer where more did not pay off on the stage after the last one."""
+    epochs: tuple[int, ...] = (10, 8, 5, 5, 9)
+    """Passes of each fit, from the weights of the one before. On a log that is known by heart after fewer, each fit
+    begins from nothing and ends with as many as paid off (`EncoderTrainer.passes_paid`)."""
     validation: float = 0.1
     """Share of the log, its latest part, on which is chosen how long the ranker trains."""
     candidates: int = 200
@@ -146,7 +147,7 @@ class Training:
             self._fit_reader(player, mark, needed=mark == end)
             log = self.builder.until(mark)
             if 0 < fitted_until < mark:
-                # A short log is known by heart after a few passes, which foresees less than what they had learned.
+                # A short log, or one whose items come and go, is known by heart after a few passes, and foresees less.
                 paid = self.encoders.passes_paid(log, fitted_until, min(mark, fitted_until + PASSES_EVENTS))
                 self.report(f"passes that paid off: {'all' if paid is None else paid}")
             if 0 < fitted_until < mark < end:
@@ -154,8 +155,9 @@ class Training:
                 # offset it is served with.
                 since = max(fitted_until, mark - COLD_EVENTS)
                 self.report(f"offset of new items: {self.encoders.choose_cold_offset(log, since, mark):g}")
-            # From nothing: one that goes on has passed over the log's beginning again and again (models/README.md).
-            self.encoders = self.encoders.anew(self.encoders.seed)
+            if paid is not None:
+                # One that goes on has passed over the log's beginning again and again (models/README.md).
+                self.encoders = self.encoders.anew(self.encoders.seed)
             if mark < end:
                 fitted = self.encoders.fit(log, mark, epochs=epochs, looks=True, kept=paid)
             else:

@@ -222,10 +222,20 @@ def test_the_cold_offset_is_the_largest_that_costs_little_on_later_events(made: 
     assert chosen == max(offset for offset, ndcg in figures.items() if ndcg >= 0.95 * max(figures.values()))
 
 
-def test_the_passes_that_paid_are_those_whose_weights_foresee_best(made: TrainingLog) -> None:
+@pytest.mark.parametrize("fitted_before", [False, True])
+def test_the_passes_that_paid_are_those_whose_weights_foresee_best(made: TrainingLog, fitted_before: bool) -> None:
     # Every item has an event, so that none of them is left out.
     known = replace(made, item=np.minimum(made.item, 16), item_text=made.item_text[:17])
-    figures, seen = {}, trainer(known)
+    figures = {}
+
+    def start() -> EncoderTrainer:
+        """From nothing, or from weights whose biases come in part from the texts."""
+        one = trainer(known)
+        if fitted_before:
+            one.fit(known, 100, epochs=2)
+        return one
+
+    seen = start()
 
     def look(done: int, _: int, loss: float) -> None:
         users, vectors = seen.users_before(known, 200, 260), seen.served().item_vectors(known.item_text)
@@ -233,11 +243,11 @@ def test_the_passes_that_paid_are_those_whose_weights_foresee_best(made: Trainin
 
     seen.fit(known, 200, epochs=8, progress=look)
     asked = {passes: figures[passes] for passes in (*LOOKS, 8)}
-    one = trainer(known)
+    one = start()
     one.fit(known, 200, epochs=8, looks=True)
     best = min(asked, key=asked.__getitem__)
     assert one.passes_paid(known, 200, 260) == (None if best == 8 else best)
-    kept = trainer(known)
+    kept = start()
     kept.fit(known, 200, epochs=8, looks=True, kept=4)
     users, vectors = kept.users_before(known, 200, 260), kept.served().item_vectors(known.item_text)
     assert np.nanmean(np.log2(places(users, vectors, known, 200, 260))) == pytest.approx(figures[4])

@@ -14,7 +14,7 @@ from models.encoders.ranker import OnnxRanker  # noqa: E402
 from models.encoders.session import CPU, open_session  # noqa: E402
 from models.learning.lists import ListBuffer, Lists  # noqa: E402
 from models.learning.ranker import ListwiseRanker, Standard  # noqa: E402
-from models.learning.ranker_trainer import RankerConfig, RankerTrainer  # noqa: E402
+from models.learning.ranker_trainer import RankerConfig, RankerTrainer, enough  # noqa: E402
 
 pytestmark = pytest.mark.train
 CANDIDATES = 20
@@ -68,6 +68,15 @@ def test_it_finds_what_decides_a_choice_and_the_seed_decides_the_weights() -> No
             np.testing.assert_array_equal(a, b)
     served = onnx(trainer).score(lists.features[late].astype(np.float32), None)
     assert np.mean(served.argmax(1) == lists.chosen[late]) > 0.8
+
+
+def test_of_looks_that_cannot_be_told_apart_the_latest_is_meant() -> None:
+    rng = np.random.default_rng(4)
+    level, noise = rng.random(400), rng.normal(size=(3, 400))
+    early, best, as_good = level - 0.2, level, level - 0.001 + 0.2 * noise[0]
+    assert enough([early, best, as_good]) == 2
+    assert enough([early, best, level - 0.1 + 0.2 * noise[1]]) == 1, "worse beyond a standard error"
+    assert enough([best]) == 0
 
 
 def test_an_update_follows_a_stream_that_changed() -> None:
