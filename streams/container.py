@@ -103,10 +103,11 @@ def read_bundle(
         state_size=None if sizes is None else sizes.state,
         text_from=text_from,
     )
-    # The compiled passes fill in the base features, or all of them; another width they would write past.
+    # The compiled passes fill in the base features, or all of them: of these a former release's ranker reads the first.
     own, adaptive = len(bundle.ranker.features), bundle.ranker.initial_weights is not None
-    if own not in ((BASE_COUNT,) if adaptive else (BASE_COUNT, len(FEATURES))):
-        raise IncompatibleBundleError(f"{path}: the ranker reads {own} features, not {BASE_COUNT} or {len(FEATURES)}")
+    if own < BASE_COUNT or (adaptive and own > BASE_COUNT):
+        wanted = f"{BASE_COUNT}" if adaptive else f"{BASE_COUNT} to {len(FEATURES)}"
+        raise IncompatibleBundleError(f"{path}: the ranker reads {own} features, not {wanted}")
     return bundle
 
 

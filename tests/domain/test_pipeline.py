@@ -15,7 +15,7 @@ from models.domain.candidates import SOURCES
 from models.domain.catalogue import Catalogue
 from models.domain.evaluation import hit, ndcg
 from models.domain.events import Forget, Impression, Interaction, Request
-from models.domain.features import BASE_FEATURES
+from models.domain.features import BASE_FEATURES, FEATURES
 from models.domain.habits import NO_HABITS
 from models.domain.pipeline import Pipeline
 from models.domain.ranking import bootstrap_weights
@@ -97,6 +97,23 @@ def test_a_learned_ranker_sees_the_same_however_the_log_is_cut(log: list[Incomin
     whole = Player(make_pipeline(ranker=LearnedRanker())).play(log)
     cut = Player(make_pipeline(ranker=LearnedRanker())).play(log, [c for c in cuts if c < len(log)])
     assert whole.fingerprint() == cut.fingerprint()
+
+
+def test_a_ranker_of_a_former_release_reads_the_first_features_and_is_served_as_before() -> None:
+    class Former(LearnedRanker):
+        features = FEATURES[:61]
+
+        def __init__(self) -> None:
+            LogLinearRanker.__init__(self, LearnedRanker()._own[:61])  # type: ignore[index]
+
+    class Same(LearnedRanker):
+        def __init__(self) -> None:
+            own = LearnedRanker()._own
+            LogLinearRanker.__init__(self, np.where(np.arange(len(FEATURES)) < 61, own, 0.0))
+
+    log = busy_log(200, users=5, items=40, seed=6)
+    former, same = (Player(make_pipeline(ranker=ranker)).play(log) for ranker in (Former(), Same()))
+    assert [lists_of(result) for result in former.results] == [lists_of(result) for result in same.results]
 
 
 def test_habits_come_back_from_the_store() -> None:

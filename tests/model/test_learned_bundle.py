@@ -12,7 +12,8 @@ from export.learned import build_learned, open_towers
 from export.learned_graphs import step_graph
 from export.review_value import FILE as REVIEW_VALUE
 from export.review_value import review_value_graph
-from models.domain.errors import BundleError, EncoderError, ParityError
+from models.domain.errors import BundleError, EncoderError, IncompatibleBundleError, ParityError
+from models.domain.features import BASE_COUNT, FEATURES
 from models.domain.ports import EventInputs
 from models.encoders.bundle import Bundle, load_bundle
 from models.encoders.item import OnnxItemEncoder
@@ -20,7 +21,9 @@ from models.encoders.manifest import read_manifest
 from models.encoders.session import open_session
 from models.learning.encoder_weights import GAP_BUCKETS, VALUE_BUCKETS, EncoderWeights
 from models.learning.review_value_weights import from_text
-from tests.model.conftest import FEATURES, event_inputs
+from streams.container import read_bundle
+from streams.settings import Settings
+from tests.model.conftest import event_inputs
 from tests.model.test_bundle import replace_file
 from tests.model.test_review_value import TEXTS
 from tests.model.test_review_value import made_weights as made_head
@@ -68,13 +71,13 @@ def made_weights(seed: int = 0, items: int = 30, width: int = 64) -> EncoderWeig
     return weights
 
 
-def ranker_graph() -> bytes:
+def ranker_graph(features: int = len(FEATURES)) -> bytes:
     """A learned ranker's contract: features in, score out, no weights."""
     from export.onnx_graph import GraphBuilder
 
     g = GraphBuilder()
     g.op("ReduceSum", "features", g.axes(2), keepdims=0, out="score")
-    return g.model("ranker", {"features": ("B", "K", len(FEATURES))}, {"score": ("B", "K")})
+    return g.model("ranker", {"features": ("B", "K", features)}, {"score": ("B", "K")})
 
 
 @pytest.fixture(scope="module")
@@ -89,15 +92,17 @@ def learned_directory(
     return build(tmp_path_factory.mktemp("learned") / "bundle", bundle_directory, weights)
 
 
-def build(out: Path, parent: Path, weights: EncoderWeights, review_value: bytes | None = None) -> Path:
+def build(
+    out: Path, parent: Path, weights: EncoderWeights, review_value: bytes | None = None, features: int = len(FEATURES)
+) -> Path:
     return build_learned(
         out,
         parent="bootstrap-0",
         text_model=parent,
         weights=weights,
         item_ids=ITEM_IDS,
-        ranker_graph=ranker_graph(),
-        features=FEATURES,
+        ranker_graph=ranker_graph(features),
+        features=FEATURES[:features],
         kinds=LEARNED_KINDS,
         candidates=300,
         source_weights=(1.0, 0.5),
@@ -166,6 +171,16 @@ def test_the_same_weights_are_the_same_version_and_others_another(
     assert read_manifest(build(tmp_path / "again", bundle_directory, weights)).version == version
     other = replace(weights, item_bias=weights.item_bias + 1)
     assert read_manifest(build(tmp_path / "other", bundle_directory, other)).version != version
+
+
+def test_a_ranker_of_a_former_release_reads_the_first_features(
+    bundle_directory: Path, weights: EncoderWeights, tmp_path: Path
+) -> None:
+    former = build(tmp_path / "former", bundle_directory, weights, features=61)
+    assert read_bundle(Settings(), former).ranker.features == FEATURES[:61]
+    narrow = build(tmp_path / "narrow", bundle_directory, weights, features=BASE_COUNT - 1)
+    with pytest.raises(IncompatibleBundleError, match=f"reads {BASE_COUNT - 1} features, not {BASE_COUNT} to"):
+        read_bundle(Settings(), narrow)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 17])
