@@ -17,7 +17,7 @@ from models.domain.candidates import LEARNED_QUERY_WINDOW, QUERY_WINDOW, Lists, 
 from models.domain.circumstances import FIRST_EVENT
 from models.domain.features import BASE_COUNT, FEATURE_COUNT
 from models.domain.habits import habits_of, people_of
-from models.domain.moments import Agenda, Moment, Row
+from models.domain.moments import Agenda, Row
 from models.domain.ports import F32
 from models.domain.ranking import AdaptiveWeights, Timeline
 from models.domain.statistics import PAIR_WINDOW, Touches
@@ -79,6 +79,8 @@ def play(
 
 def _timeline(agenda: Agenda, learn: bool) -> Timeline:
     moments = agenda.moments
+    event_time_ms = np.array([m.event_time_ms for m in moments], np.int64)
+    since_ms = np.array([m.since_ms for m in moments], np.int64)
     return Timeline(
         ask_row=np.array([m.ask_row for m in moments], np.int64),
         ask_fresh=np.array([m.ask_fresh for m in moments], np.bool_),
@@ -87,21 +89,17 @@ def _timeline(agenda: Agenda, learn: bool) -> Timeline:
         counts=np.array([m.counts for m in moments], np.bool_),
         publish_row=np.array([m.publish_row for m in moments], np.int64),
         item=np.array([m.item for m in moments], np.int32),
-        event_time_ms=np.array([m.event_time_ms for m in moments], np.int64),
+        event_time_ms=event_time_ms,
         value=np.array([m.value for m in moments], np.float32),
         first=np.array([m.first for m in moments], np.bool_),
         strong=np.array([m.strong for m in moments], np.bool_),
         recent=_padded([m.recent for m in moments], PAIR_WINDOW),
         tag=np.array([m.tag for m in moments], np.int32),
         chosen=np.array([m.chosen for m in moments], np.int32),
-        since_ms=np.array([m.since_ms for m in moments], np.int64),
-        gap_ms=np.array([_gap_ms(m) for m in moments], np.int64),
+        since_ms=since_ms,
+        gap_ms=np.where(since_ms >= 0, np.maximum(event_time_ms - since_ms, 0), FIRST_EVENT),
         person=np.array([m.person for m in moments], np.int64),
     )
-
-
-def _gap_ms(moment: Moment) -> int:
-    return max(moment.event_time_ms - moment.since_ms, 0) if moment.since_ms >= 0 else FIRST_EVENT
 
 
 def _touches(timeline: Timeline) -> Touches:
