@@ -33,7 +33,7 @@ CIRCUMSTANCE_FEATURES = (
 CIRCUMSTANCE_LEVELS = 4
 # Of what a touch says of its user: a user's first event, and a worker of a former release, which does not say.
 FIRST_EVENT, NOT_TOLD = -1, -2
-# log minutes since the event before of a user who comes for the first time: beyond three years.
+# log minutes since the event before of a user who comes for the first time: six years.
 NO_GAP = 15.0
 # An item that nobody touched is as old as a stream of a hundred thousand events.
 _NO_AGE = 1e5
