@@ -24,8 +24,9 @@ from models.domain.candidates import (
 from models.domain.circumstances import (
     CIRCUMSTANCE_FEATURES,
     CIRCUMSTANCE_LEVELS,
-    NO_GAP,
+    FIRST_EVENT,
     describe_circumstances,
+    log_gap,
     measure,
     usual,
 )
@@ -296,7 +297,8 @@ def _describe_more(arrays, scratch, vectors, query, people, lists, row):  # type
     by_pairs = _log_places(lists.features[row, :size, 2])
     by_popularity = _log_places(lists.features[row, :size, _POPULARITY])
     by_recency = _log_places(-lists.features[row, :size, _EVENTS_SINCE_TOUCH])
-    gap_minutes = max(now_ms - query.last_ms[row], 0) / 60_000.0 if query.last_ms[row] >= 0 else 1e6
+    gap_ms = max(now_ms - query.last_ms[row], 0) if query.last_ms[row] >= 0 else FIRST_EVENT
+    gap_minutes = gap_ms / 60_000.0 if gap_ms >= 0 else 1e6
     per_gap = 1.0 / (gap_minutes + 1.0)
     gather(scratch.fellow_slots, scratch.fellow_values, people.fellow[person], people.closeness[person])
     norm = np.float32(1.0 / np.sqrt(1.0 + history))
@@ -339,7 +341,7 @@ def _describe_more(arrays, scratch, vectors, query, people, lists, row):  # type
     log_all(levels.reshape(size * _MORE_LEVELS))
     offsets = _clocks(arrays.clock[0], now_ms)
     log_history = np.float32(np.log(np.float32(1.0 + history)))
-    log_gap = np.float32(np.log(gap_minutes + 1.0) if query.last_ms[row] >= 0 else NO_GAP)
+    gap = np.float32(log_gap(gap_ms))
     log_chosen, everybody = np.log(np.float32(1.0) + query.chosen[row]), usual(arrays.circumstances)
     age, touches = choice[HABIT_AGE], choice[HABIT_TOUCHES]
     recency, value = choice[HABIT_RECENCY], choice[HABIT_VALUE]
@@ -353,7 +355,7 @@ def _describe_more(arrays, scratch, vectors, query, people, lists, row):  # type
         f[at + 9] = by_pairs[k]
         f[at + 10], f[at + 11] = level[3], level[4]
         f[at + 12], f[at + 13] = by_popularity[k], by_recency[k]
-        f[at + 14], f[at + 15] = log_history, log_gap
+        f[at + 14], f[at + 15] = log_history, gap
         f[at + 16], f[at + 17] = _or(age, 5.0), _or(touches, 4.0)
         f[at + 18], f[at + 19] = _or(recency, 4.0), _or(value, 0.6)
         f[at + 20] = _or(abs(f[_AGE] - age), 2.0)
@@ -370,7 +372,7 @@ def _describe_more(arrays, scratch, vectors, query, people, lists, row):  # type
             item,
             everybody,
             log_chosen,
-            log_gap,
+            gap,
             level[_CIRCUMSTANCE_LEVELS:],
             born_since[k],
             f[_CIRCUMSTANCES:],

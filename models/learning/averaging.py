@@ -7,6 +7,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 
+def with_rows(table: Tensor, rows: int) -> Tensor:
+    """The table with zeros behind its own rows, `rows` in all."""
+    return functional.pad(table, [0, 0] * (table.dim() - 1) + [0, rows - len(table)])
+
+
 class WeightAverage:
     """Exponential average of all parameters, by name.
 
@@ -35,10 +40,8 @@ class WeightAverage:
     def grow(self) -> None:
         """Take in the rows that the network's tables gained."""
         for name, parameter in self._parameters.named_parameters():
-            more = len(parameter) - len(self.tensors[name])
-            if more:
-                old = self.tensors[name]
-                padding = [0, 0] * (parameter.dim() - 1) + [0, more]
-                wide = functional.pad(old, padding)
+            old = self.tensors[name]
+            if len(parameter) > len(old):
+                wide = with_rows(old, len(parameter))
                 wide[len(old) :] = parameter.detach()[len(old) :]
                 self.tensors[name] = wide

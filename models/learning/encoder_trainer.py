@@ -16,9 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from models.learning.averaging import WeightAverage
+from models.learning.averaging import WeightAverage, with_rows
 from models.learning.batches import Chunks, Histories, batch_of, cut, cut_recent, histories
 from models.learning.checkpoint import read_checkpoint, write_checkpoint
 from models.learning.encoder import EncoderNetwork, NetworkConfig, to_weights
@@ -196,16 +195,14 @@ class EncoderTrainer:
         if not had.any() or not self._looks:
             return None
         by_text = torch.as_tensor(self._text_biases(log))
-        for passes, tensors in self._looks.items():
-            more = {name: len(tensor) - len(tensors[name]) for name, tensor in served.items()}
-            self._average.tensors = {
-                name: functional.pad(tensor, [0, 0] * (tensor.dim() - 1) + [0, more[name]])
-                for name, tensor in tensors.items()
-            }
-            self._average.tensors["item_bias"] -= by_text
-            users, vectors = self.users_before(log, start, end), self.served().item_vectors(log.item_text)
-            found[passes] = float(np.log2(places(users, vectors, log, start, end)[had]).mean())
-        self._average.tensors = served
+        try:
+            for passes, tensors in self._looks.items():
+                self._average.tensors = {name: with_rows(each, len(served[name])) for name, each in tensors.items()}
+                self._average.tensors["item_bias"] -= by_text
+                users, vectors = self.users_before(log, start, end), self.served().item_vectors(log.item_text)
+                found[passes] = float(np.log2(places(users, vectors, log, start, end)[had]).mean())
+        finally:
+            self._average.tensors = served
         best = min(found, key=found.__getitem__)
         return None if best == max(found) else best
 

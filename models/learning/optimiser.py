@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from models.learning.averaging import with_rows
+
 
 def moved(
     old: torch.optim.Optimizer, former: dict[str, Tensor], present: dict[str, torch.nn.Parameter]
@@ -16,9 +18,8 @@ def moved(
     for name, parameter in present.items():
         state = old.state.get(former[name])
         if state:
-            more = len(parameter) - len(former[name])
-            padding = [0, 0] * (parameter.dim() - 1) + [0, more]
+            rows = len(parameter)
             new.state[parameter] = {
-                key: torch.nn.functional.pad(value, padding) if value.dim() else value for key, value in state.items()
+                key: with_rows(value, rows) if value.dim() else value for key, value in state.items()
             }
     return new
