@@ -30,7 +30,14 @@ from models.domain.circumstances import (
     measure,
     usual,
 )
-from models.domain.fellows import FELLOW_FEATURES, FELLOW_LEVELS, describe_choosers, gather
+from models.domain.fellows import (
+    FELLOW_FEATURES,
+    FELLOW_LEVELS,
+    FIRST_FEATURE,
+    describe_choosers,
+    followed,
+    gather,
+)
 from models.domain.habits import (
     HABIT_AGE,
     HABIT_RECENCY,
@@ -92,6 +99,7 @@ LEARNED_FEATURES: tuple[str, ...] = (
     "passed_times",
     *FELLOW_FEATURES,
     *CIRCUMSTANCE_FEATURES,
+    FIRST_FEATURE,
 )
 FEATURES: tuple[str, ...] = BASE_FEATURES + LEARNED_FEATURES
 BASE_COUNT, FEATURE_COUNT = len(BASE_FEATURES), len(FEATURES)
@@ -118,6 +126,7 @@ _HALF_LIVES = np.array([half_life for _, _, half_life, _ in COUNTS])
 _FELLOWS = FEATURES.index(FELLOW_FEATURES[0])
 _AFTER_FELLOWS = _FELLOWS + len(FELLOW_FEATURES)
 _CIRCUMSTANCES = FEATURES.index(CIRCUMSTANCE_FEATURES[0])
+_FIRST = FEATURES.index(FIRST_FEATURE)
 _POPULARITY = _COUNTS_AT + COUNT_NAMES.index("count_10000_events")
 _EVENTS_SINCE_TOUCH = FEATURES.index("events_since_touch")
 _AGE = FEATURES.index("age_hours")
@@ -133,7 +142,8 @@ _PER_FOLLOW_FLOOR = np.float32(1e3)
 # Logarithms of a candidate, taken of a whole list at once: of the base features, and of the others.
 _FELLOW_LEVELS = 10
 _CIRCUMSTANCE_LEVELS = _FELLOW_LEVELS + FELLOW_LEVELS
-_BASE_LEVELS, _MORE_LEVELS = 7, _CIRCUMSTANCE_LEVELS + CIRCUMSTANCE_LEVELS
+_FIRST_LEVEL = _CIRCUMSTANCE_LEVELS + CIRCUMSTANCE_LEVELS
+_BASE_LEVELS, _MORE_LEVELS = 7, _FIRST_LEVEL + 1
 # log hours of an item nobody touched, about 1.5 years.
 _NO_AGE = 9.5
 
@@ -336,8 +346,9 @@ def _describe_more(arrays, scratch, vectors, query, people, lists, row):  # type
             arrays.touches[item],
             arrays.born_ms[item],
             query.last_ms[row],
-            level[_CIRCUMSTANCE_LEVELS:],
+            level[_CIRCUMSTANCE_LEVELS:_FIRST_LEVEL],
         )
+        level[_FIRST_LEVEL] = followed(arrays.choosers, scratch.fellow_slots, scratch.fellow_values, item)
     log_all(levels.reshape(size * _MORE_LEVELS))
     offsets = _clocks(arrays.clock[0], now_ms)
     log_history = np.float32(np.log(np.float32(1.0 + history)))
@@ -373,10 +384,11 @@ def _describe_more(arrays, scratch, vectors, query, people, lists, row):  # type
             everybody,
             log_chosen,
             gap,
-            level[_CIRCUMSTANCE_LEVELS:],
+            level[_CIRCUMSTANCE_LEVELS:_FIRST_LEVEL],
             born_since[k],
-            f[_CIRCUMSTANCES:],
+            f[_CIRCUMSTANCES:_FIRST],
         )
+        f[_FIRST] = level[_FIRST_LEVEL]
     for p in range(PASSED_LENGTH):
         if passed[p] >= 0:
             scratch.passed[passed[p]] = 0

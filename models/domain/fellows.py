@@ -13,13 +13,14 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-# Choosers kept an item, the latest ones, and fellows kept a user, the closest ones. Validation part of the article
-# stream, nDCG@10 of three seeds: none .489, 32 and 128 .504, everybody .512 (models/README.md).
+# Choosers kept an item, the latest ones, and fellows kept a user, the closest ones. On articles 32 and 512 do as well as
+# everybody, 32 and 128 lose .005 nDCG@10 (models/README.md).
 CHOOSERS = 32
-FELLOWS = 128
-# How close: those who were there before the user, and those who came after him.
-AHEAD, BEHIND = range(2)
-SIDES = 2
+FELLOWS = 512
+# How close: those who were there before the user, and those who came after him. And of how many of his choices a fellow
+# had been the very first chooser: who brings articles has readers.
+AHEAD, BEHIND, FIRST = range(3)
+SIDES = 3
 # Of those ahead, and of both together: closeness to the item's choosers in all, on average, to the closest. And which
 # share of them is close at all.
 FELLOW_FEATURES = (
@@ -33,18 +34,22 @@ FELLOW_FEATURES = (
 )
 # Logarithms among them, which the caller takes (`describe_choosers`).
 FELLOW_LEVELS = len(FELLOW_FEATURES) - 1
+# How often the user chose what the item's first chooser had chosen first.
+FIRST_FEATURE = "first_chooser_followed"
+# log(1 + 10 n): once is far from never.
+_PER_FOLLOWED = np.float32(10.0)
 # The work space: a fellow stands at one of two places that follow from his tag, and nobody else there. Eight places to
 # a fellow: of 128 one finds both taken. Those stand apart; after them their number, and room for an item's choosers.
 _HASHED = 8 * FELLOWS
 _APART = _HASHED + FELLOWS
 FELLOW_SLOTS = _APART + 1 + CHOOSERS + 1
-_MASK, _OTHER_BITS = _HASHED - 1, 10
+_MASK, _OTHER_BITS = _HASHED - 1, 12
 # exp(-6.9): a closeness of a thousandth says nothing; features start from zero there.
 _FLOOR = 1e-3
 
 
 class Choosers(NamedTuple):
-    """Who chose each item for the first time lately, in a ring."""
+    """Who chose each item for the first time lately, in a ring; and who was the very first."""
 
     tag: npt.NDArray[np.int32]
     """int32[N, CHOOSERS], 0 = nobody."""
@@ -54,6 +59,8 @@ class Choosers(NamedTuple):
     """int64[N, CHOOSERS], event time of the choice."""
     total: npt.NDArray[np.int64]
     """int64[N], choosers ever."""
+    first: npt.NDArray[np.int32]
+    """int32[N], the first chooser's tag, 0 = not known."""
 
 
 def new_choosers(items: int) -> Choosers:
@@ -62,7 +69,13 @@ def new_choosers(items: int) -> Choosers:
         weight=np.zeros((items, CHOOSERS), np.float32),
         time_ms=np.zeros((items, CHOOSERS), np.int64),
         total=np.zeros(items, np.int64),
+        first=np.zeros(items, np.int32),
     )
+
+
+def first_choosers(tag: npt.NDArray[np.int32], total: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
+    """`Choosers.first` as far as the ring, which a former release's snapshot has alone, still tells it."""
+    return np.where(total <= CHOOSERS, tag[:, 0], 0).astype(np.int32)
 
 
 @njit(cache=True)
@@ -74,6 +87,8 @@ def note_chooser(choosers, item, tag, chosen, event_time_ms):  # type: ignore[no
     """
     if tag == 0:
         return
+    if choosers.total[item] == 0:
+        choosers.first[item] = tag
     at = choosers.total[item] % CHOOSERS
     choosers.tag[item, at] = tag
     choosers.weight[item, at] = 1.0 / np.sqrt(1.0 + chosen)
@@ -98,6 +113,9 @@ def meet(choosers, fellow, closeness, tag, item, first, recent, since_ms):  # ty
         _meet_choosers(choosers, fellow, closeness, tag, recent[k], since_ms, BEHIND)
     if first:
         _meet_choosers(choosers, fellow, closeness, tag, item, np.int64(-1), AHEAD)
+        led = _place(fellow, choosers.first[item])
+        if led >= 0:
+            closeness[led, FIRST] += np.float32(1.0)
 
 
 @njit(cache=True)
@@ -109,24 +127,36 @@ def _meet_choosers(choosers, fellow, closeness, tag, item, since_ms, side):  # t
 
 
 @njit(cache=True)
+def _place(fellow, tag):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
+    """Place of `tag` among the fellows, -1 = not there."""
+    found = np.int32(-1)
+    for k in range(FELLOWS):  # no early exit: the loop is vectorised
+        found = max(found, np.int32(k) if fellow[k] == tag else np.int32(-1))
+    return found if tag != 0 else np.int32(-1)
+
+
+@njit(cache=True, fastmath={"nnan", "nsz"})
 def _closer(fellow, closeness, tag, weight, side):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
     """The farthest fellow gives way to one who is closer at once."""
-    farthest = 0
-    least = np.float32(np.inf)
-    for k in range(FELLOWS):
-        if fellow[k] == tag:
-            closeness[k, side] += weight
-            return
-        if fellow[k] == 0:
-            fellow[k] = tag
-            closeness[k, side] = weight
-            return
-        if closeness[k, AHEAD] + closeness[k, BEHIND] < least:
-            farthest, least = k, closeness[k, AHEAD] + closeness[k, BEHIND]
-    if least < weight:
-        fellow[farthest] = tag
-        closeness[farthest] = 0.0
-        closeness[farthest, side] = weight
+    at = np.int64(_place(fellow, tag))
+    if at < 0:
+        known = 0
+        for k in range(FELLOWS):
+            known += fellow[k] != 0
+        at = known
+        if known == FELLOWS:
+            least = np.float32(np.inf)
+            for k in range(FELLOWS):
+                one = closeness[k, AHEAD] + closeness[k, BEHIND]
+                least = one if one < least else least
+            if least >= weight:
+                return
+            at = 0
+            while closeness[at, AHEAD] + closeness[at, BEHIND] != least:
+                at += 1
+        fellow[at] = tag
+        closeness[at] = 0.0
+    closeness[at, side] += weight
 
 
 @njit(cache=True)
@@ -192,3 +222,20 @@ def describe_choosers(choosers, slots, values, item, norm, levels):  # type: ign
     levels[4] = 1.0 + scale * inverse * both
     levels[5] = 1.0 + scale * both_best
     return close * inverse
+
+
+@njit(cache=True)
+def followed(choosers, slots, values, item):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
+    """Returns: what FIRST_FEATURE is the logarithm of."""
+    tag = choosers.first[item]
+    first, second = np.uint64(tag & _MASK), np.uint64((tag >> _OTHER_BITS) & _MASK)
+    times = np.float32(0.0)
+    if slots[first] == tag:
+        times = values[first, FIRST]
+    elif slots[second] == tag:
+        times = values[second, FIRST]
+    else:
+        for other in range(_HASHED, _HASHED + slots[_APART]):
+            if slots[other] == tag:
+                times = values[other, FIRST]
+    return np.float32(1.0) + _PER_FOLLOWED * times

@@ -63,6 +63,8 @@ _ITEMS = PASSED_LENGTH + PENDING_LENGTH
 _NUMBERS = HABITS + 3 * PASSED_LENGTH + PENDING_LENGTH
 # What there is of every user, and what each of his fellows takes.
 _FIXED_BYTES, _FELLOW_BYTES = 8 * _ITEMS + 4 * _NUMBERS, 4 + 4 * SIDES
+# Ends the bytes. A former release's have no such end, and a number less for each fellow: not how often he came first.
+_END = b"\x01"
 
 
 def pack_habits(habits: Habits, hashes: Sequence[int]) -> bytes:
@@ -77,21 +79,25 @@ def pack_habits(habits: Habits, hashes: Sequence[int]) -> bytes:
     numbers = (habits.choice, habits.weight, habits.chance)
     known = int((habits.fellow != 0).sum())
     fellows = habits.fellow[:known].astype("<i4").tobytes(), habits.closeness[:known].astype("<f4").tobytes()
-    return b"".join([np.array(items, "<u8").tobytes(), *(part.astype("<f4").tobytes() for part in numbers), *fellows])
+    parts = np.array(items, "<u8").tobytes(), *(part.astype("<f4").tobytes() for part in numbers), *fellows
+    return b"".join([*parts, _END])
 
 
 def unpack_habits(data: bytes, index_by_hash: Mapping[int, int]) -> Habits:
     """Items that the catalogue does not know are left out. Raises: StateError."""
     if not data:
         return NO_HABITS
-    known, rest = divmod(len(data) - _FIXED_BYTES, _FELLOW_BYTES)
+    former = len(data) % 4 == 0
+    sides = SIDES - 1 if former else SIDES
+    known, rest = divmod(len(data) - _FIXED_BYTES - (0 if former else len(_END)), 4 + 4 * sides)
     if rest or not 0 <= known <= FELLOWS:
         raise StateError(f"habits of {len(data)} bytes; this release reads {_FIXED_BYTES} and {_FELLOW_BYTES} a fellow")
     index = np.array([index_by_hash.get(h, -1) for h in np.frombuffer(data, "<u8", _ITEMS).tolist()], np.int32)
     floats = np.frombuffer(data, "<f4", _NUMBERS, 8 * _ITEMS).astype(np.float32)
     fellow, closeness = np.zeros(FELLOWS, np.int32), np.zeros((FELLOWS, SIDES), np.float32)
     fellow[:known] = np.frombuffer(data, "<i4", known, _FIXED_BYTES)
-    closeness[:known] = np.frombuffer(data, "<f4", SIDES * known, _FIXED_BYTES + 4 * known).reshape(known, SIDES)
+    told = np.frombuffer(data, "<f4", sides * known, _FIXED_BYTES + 4 * known)
+    closeness[:known, :sides] = told.reshape(known, sides)
     pending = index[PASSED_LENGTH:]
     there = pending >= 0  # what waits for a verdict stands without gaps
     waiting, chance = np.full(PENDING_LENGTH, -1, np.int32), np.zeros(PENDING_LENGTH, np.float32)

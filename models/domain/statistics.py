@@ -17,7 +17,7 @@ from numba import njit
 from models.domain.circumstances import PER_ITEM as CIRCUMSTANCES_PER_ITEM
 from models.domain.circumstances import Circumstances, new_circumstances, note_circumstances
 from models.domain.errors import StateError
-from models.domain.fellows import CHOOSERS, Choosers, new_choosers, note_chooser
+from models.domain.fellows import CHOOSERS, Choosers, first_choosers, new_choosers, note_chooser
 
 MS_PER_HOUR = 3_600_000.0
 
@@ -358,8 +358,9 @@ class Statistics:
         arrays.value_all[:], arrays.clock[:] = dumped["value_all"], dumped["clock"]
         # A former release's snapshot knows no choosers: they are noted from now on.
         if "chooser_tag" in dumped and dumped["chooser_tag"].shape[1] == CHOOSERS:
+            told = {"chooser_first": first_choosers(dumped["chooser_tag"], dumped["chooser_total"]), **dumped}
             for name in Choosers._fields:
-                getattr(arrays.choosers, name)[index] = dumped[f"chooser_{name}"]
+                getattr(arrays.choosers, name)[index] = told[f"chooser_{name}"]
         if "circumstances_born_at" in dumped:
             for name in CIRCUMSTANCES_PER_ITEM:
                 getattr(arrays.circumstances, name)[index] = dumped[f"circumstances_{name}"]

@@ -23,6 +23,7 @@ from models.domain.fellows import (
     SIDES,
     Choosers,
     describe_choosers,
+    followed,
     gather,
     meet,
     new_choosers,
@@ -54,8 +55,9 @@ class Person:
         self.last_ms = max(self.last_ms, at_ms)
 
     def met(self) -> dict[int, list[float]]:
+        """Ahead and behind, by tag."""
         return {
-            tag: [round(float(side), 6) for side in sides]
+            tag: [round(float(side), 6) for side in sides[[AHEAD, BEHIND]]]
             for tag, sides in zip(self.fellow.tolist(), self.closeness, strict=True)
             if tag
         }
@@ -66,6 +68,12 @@ class Person:
         levels = np.full(FELLOW_LEVELS, np.nan, np.float32)
         share = describe_choosers(choosers, slots, values, item, norm, levels)
         return dict(zip(FELLOW_FEATURES, [*np.log(levels).tolist(), share], strict=True))
+
+    def follows(self, choosers: Choosers, item: int) -> float:
+        """How often he chose what the item's first chooser had chosen first."""
+        slots, values = np.full(FELLOW_SLOTS, 9, np.int32), np.ones((FELLOW_SLOTS, SIDES), np.float32)
+        gather(slots, values, self.fellow, self.closeness)
+        return float(followed(choosers, slots, values, item) - 1.0) / 10.0
 
 
 def test_who_was_there_before_is_ahead_and_who_comes_after_is_behind() -> None:
@@ -116,7 +124,7 @@ def test_choosers_and_fellows_are_bounded_and_the_closest_stay() -> None:
         note_chooser(choosers, 0, tag, 0, tag)
     assert sorted(choosers.tag[0].tolist()) == list(range(7, 7 + CHOOSERS)), "the latest ones"
     ann.choose(choosers, 0, 100)
-    ann.closeness[ann.fellow == 7] = [5.0, 0.0]
+    ann.closeness[ann.fellow == 7] = [5.0, 0.0, 0.0]
     for at in range(2 * FELLOWS):
         one = new_choosers(ITEMS)
         note_chooser(one, 1, 1_000 + at, 0, 1)
@@ -127,6 +135,25 @@ def test_choosers_and_fellows_are_bounded_and_the_closest_stay() -> None:
     assert met[7] == [5.0, 0.0]
     # First the free places, then those of all who were met where more go, but for the one who is close.
     assert max(met) == 1_000 + (FELLOWS - CHOOSERS) + (CHOOSERS - 1) - 1
+
+
+def test_who_chose_first_is_followed_by_those_who_choose_it_after() -> None:
+    choosers = new_choosers(ITEMS)
+    ann, ben, eve = Person(1), Person(2), Person(3)
+    for item in (0, 1, 2):
+        eve.choose(choosers, item, item)
+    ben.choose(choosers, 3, 10)
+    assert [ann.follows(choosers, item) for item in range(ITEMS)] == [0.0] * ITEMS
+    ben.choose(choosers, 0, 20)
+    for item in (0, 1, 1, 3):
+        ann.choose(choosers, item, 30)
+    assert [ann.follows(choosers, item) for item in range(ITEMS)] == [2.0, 2.0, 2.0, 1.0, 0.0, 0.0]
+    assert ben.follows(choosers, 2) == 1.0
+    assert ben.follows(choosers, 3) == 0.0, "nobody follows himself"
+    for tag in range(10, 10 + CHOOSERS):
+        note_chooser(choosers, 2, tag, 0, 40)
+    ann.choose(choosers, 2, 50)
+    assert ann.follows(choosers, 2) == 3.0, "the ring has lost the first chooser, the item has not"
 
 
 @given(st.lists(st.tuples(st.integers(1, 5), st.integers(0, ITEMS - 1)), max_size=60), st.floats(0.1, 1.0))
@@ -155,13 +182,14 @@ def test_features_equal_a_plain_reference(log: Sequence[tuple[int, int]], norm: 
 def test_tags_that_share_a_place_are_told_apart() -> None:
     choosers = new_choosers(ITEMS)
     for item in range(ITEMS):
-        note_chooser(choosers, item, 5 + (item << 20), 0, 1)  # the places follow from the lower twenty bits
+        note_chooser(choosers, item, 5 + (item << 24), 0, 1)  # the places follow from the lower 24 bits
     ann = Person(1)
     for item in range(ITEMS - 1):
         ann.choose(choosers, item, 10 + item)
     shares = [ann.sees(choosers, item)["fellows_share"] for item in range(ITEMS)]
     assert shares == [*[0.5] * (ITEMS - 1), 0.0], "she is among the choosers of the others herself"
     assert ann.sees(choosers, 0)["fellows_ahead"] == pytest.approx(math.log(1 + 1e3 / math.log2(3.0)))
+    assert [ann.follows(choosers, item) for item in range(ITEMS)] == [*[1.0] * (ITEMS - 1), 0.0]
 
 
 def test_a_user_gets_a_tag_with_his_first_event_keeps_it_and_loses_it_when_forgotten() -> None:
@@ -213,5 +241,11 @@ def test_a_delta_and_a_snapshot_of_a_former_release_tell_of_no_choosers() -> Non
     reader.read(decode_delta(encode_delta(delta)))
     assert reader.statistics.arrays.touches[reader.catalogue.index["i1"]] == 1
     assert not reader.statistics.arrays.choosers.total.any()
-    dumped = {name: value for name, value in statistics.dump().items() if not name.startswith("chooser_")}
+    dumped = statistics.dump()
+    tag = int(dumped["chooser_tag"][0, 0])
+    del dumped["chooser_first"]
+    assert Statistics.load(dumped, np.zeros(1, np.int32), 1).arrays.choosers.first[0] == tag > 0, "the ring still knows"
+    dumped["chooser_total"][:] = CHOOSERS + 1
+    assert Statistics.load(dumped, np.zeros(1, np.int32), 1).arrays.choosers.first[0] == 0
+    dumped = {name: value for name, value in dumped.items() if not name.startswith("chooser_")}
     assert not Statistics.load(dumped, np.zeros(1, np.int32), 1).arrays.choosers.total.any()

@@ -93,7 +93,7 @@ def test_habits_survive_another_numbering_of_the_items() -> None:
     people.choice[0] = [1.0, 2.0, 3.0, 0.5]
     shown(people, [0, 1, 2])
     people.pending[0, :2], people.chance[0, :2] = [2, 1], [0.5, 0.25]
-    people.fellow[0, :2], people.closeness[0, :2] = [70, 2**31 - 1], [[0.5, 0.0], [0.1, 0.25]]
+    people.fellow[0, :2], people.closeness[0, :2] = [70, 2**31 - 1], [[0.5, 0.0, 0.0], [0.1, 0.25, 3.0]]
     hashes = [100, 200, 300]
     data = pack_habits(habits_of(people, 0), hashes)
     read = people_of([unpack_habits(data, {300: 9, 100: 5})])
@@ -106,14 +106,18 @@ def test_habits_survive_another_numbering_of_the_items() -> None:
     assert read.closeness.tolist() == people.closeness.tolist()
 
 
-def test_habits_of_the_former_release_are_read_without_fellows() -> None:
+def test_habits_of_former_releases_are_read_without_what_they_did_not_know() -> None:
     people = people_of([NO_HABITS])
     people.choice[0] = [1.0, 2.0, 3.0, 0.5]
-    former = pack_habits(habits_of(people, 0), [])
-    assert len(former) == 8 * (48 + 16) + 4 * (4 + 3 * 48 + 16)
-    read = unpack_habits(former, {})
+    without_fellows = pack_habits(habits_of(people, 0), [])[:-1]
+    assert len(without_fellows) == 8 * (48 + 16) + 4 * (4 + 3 * 48 + 16)
+    read = unpack_habits(without_fellows, {})
     assert read.choice.tolist() == [1.0, 2.0, 3.0, 0.5]
     assert not read.fellow.any()
+    tags, sides = np.array([70, 80, 90], "<i4"), np.array([[0.5, 0.0], [0.1, 0.25], [0.0, 1.0]], "<f4")
+    read = unpack_habits(without_fellows + tags.tobytes() + sides.tobytes(), {})
+    assert read.fellow[:4].tolist() == [70, 80, 90, 0]
+    assert read.closeness[:3].tolist() == np.c_[sides, np.zeros(3)].tolist(), "nor whom he followed"
 
 
 def test_nothing_known_is_nothing_stored_and_a_cut_record_is_refused() -> None:
@@ -121,4 +125,4 @@ def test_nothing_known_is_nothing_stored_and_a_cut_record_is_refused() -> None:
     assert unpack_habits(b"", {}) is NO_HABITS
     made: Habits = habits_of(people_of([NO_HABITS]), 0)
     with pytest.raises(StateError, match="this release reads"):
-        unpack_habits(pack_habits(made, [])[:-1], {})
+        unpack_habits(pack_habits(made, [])[:-3], {})
