@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from models.domain.fellows import FELLOW_SLOTS, SIDES
+from models.domain.fellows import FELLOW_SLOTS
 from models.domain.heaps import push, sort_heap
 from models.domain.statistics import FOLLOW_WINDOW
 
@@ -122,9 +122,8 @@ class Scratch(NamedTuple):
     passed: npt.NDArray[np.int32]
     """int32[N], 1 + place of the item among those the user passed over, 0 = not among them."""
     fellow_slots: npt.NDArray[np.int32]
-    fellow_values: npt.NDArray[np.float32]
-    """int32[FELLOW_SLOTS] and float32[FELLOW_SLOTS, SIDES], `fellows.gather` of the user; nothing of the
-    list before is read."""
+    fellow_places: npt.NDArray[np.int16]
+    """int32[FELLOW_SLOTS] and int16[FELLOW_SLOTS], `fellows.gather` of the user; nothing of the list before is read."""
 
 
 def new_lists(lists: int, features: int, candidates: int = CANDIDATES) -> Lists:
@@ -151,7 +150,7 @@ def new_scratch(items: int) -> Scratch:
         heap=np.zeros(COVISITED, np.int32),
         passed=np.zeros(items, np.int32),
         fellow_slots=np.zeros(FELLOW_SLOTS, np.int32),
-        fellow_values=np.zeros((FELLOW_SLOTS, SIDES), np.float32),
+        fellow_places=np.zeros(FELLOW_SLOTS, np.int16),
     )
 
 
@@ -278,6 +277,8 @@ def _best_covisited(arrays, scratch, available, touched):  # type: ignore[no-unt
 def _take_turns(arrays, scratch, available, query, lists, row, worth, best):  # type: ignore[no-untyped-def]  # pragma: no cover
     """Take the source whose next place is worth most: place / worth, so that a source of twice the worth gives two."""
     stamp, target, limit = scratch.stamp[0], query.target[row], lists.item.shape[1]
+    excluded, listed, explained = scratch.excluded, scratch.listed, scratch.because
+    items, sources, because = lists.item[row], lists.source[row], lists.because[row]
     places = np.zeros(SOURCE_COUNT, np.int64)
     turn = 1.0 / worth  # (places given + 1) / worth of each source; infinite once it has no more
     size, left = 0, SOURCE_COUNT
@@ -303,7 +304,7 @@ def _take_turns(arrays, scratch, available, query, lists, row, worth, best):  # 
                     break
                 item = arrays.top[source - 2, at]
             places[source] += 1
-            if scratch.excluded[item] != stamp and available[item]:
+            if excluded[item] != stamp and available[item]:
                 found = item
         if found < 0:
             turn[source] = np.inf
@@ -313,27 +314,20 @@ def _take_turns(arrays, scratch, available, query, lists, row, worth, best):  # 
         if found == target:
             lists.reached[row, source] = True
         # Whether another source had it before is a toss-up: written anyway, and kept if it is new.
-        new = scratch.listed[found] != stamp
-        _list(scratch, lists, row, size, found, source)
-        size += new
+        items[size], sources[size], because[size] = found, source, explained[found]
+        size += listed[found] != stamp
+        listed[found] = stamp
     if size < limit:
-        lists.item[row, size], lists.source[row, size], lists.because[row, size] = -1, 0, -1
+        items[size], sources[size], because[size] = -1, 0, -1
     for m in range(query.newest.shape[0]):
         if size >= FEW_CANDIDATES:
             break
         item = query.newest[m]
-        if scratch.excluded[item] != stamp and available[item] and scratch.listed[item] != stamp:
-            _list(scratch, lists, row, size, item, CATALOGUE)
+        if excluded[item] != stamp and available[item] and listed[item] != stamp:
+            items[size], sources[size], because[size] = item, CATALOGUE, explained[item]
+            listed[item] = stamp
             size += 1
     lists.size[row] = size
-
-
-@njit(cache=True)
-def _list(scratch, lists, row, size, item, source):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
-    scratch.listed[item] = scratch.stamp[0]
-    lists.item[row, size] = item
-    lists.source[row, size] = source
-    lists.because[row, size] = scratch.because[item]
 
 
 @njit(cache=True)

@@ -106,41 +106,48 @@ def usual(circumstances):  # type: ignore[no-untyped-def]  # pragma: no cover - 
 
 
 @njit(cache=True)
-def measure(circumstances, choosers, item, clock, touches, born_ms, since_ms, levels):  # type: ignore[no-untyped-def]  # pragma: no cover
+def measure(circumstances, choosers, items, clock, touches, born_ms, since_ms, levels, born_since):  # type: ignore[no-untyped-def]  # pragma: no cover
     """
     Args:
-        touches: of the item.
+        items: int32[k], of a list.
+        touches, born_ms: of all items.
         since_ms: time of the user's latest event, -1 = none.
-        levels: float32[CIRCUMSTANCE_LEVELS], filled with what some features are the logarithms of.
-    Returns: whether the item came since.
+        levels: float32[k, CIRCUMSTANCE_LEVELS], filled with what some features are the logarithms of.
+        born_since: bool[k], filled: whether the item came since.
     """
-    born_at = circumstances.born_at[item]
-    age = clock - born_at if born_at >= 0.0 else _NO_AGE
-    per_event = 1.0 / (age + _BEFORE)
-    levels[0] = 1.0 + age
-    levels[1] = (touches + _HALF) * per_event
-    levels[2] = (choosers.total[item] + _HALF) * per_event
-    since = 0
-    for k in range(min(choosers.total[item], CHOOSERS)):
-        since += choosers.time_ms[item, k] > since_ms
-    levels[3] = 1.0 + since
-    return born_at >= 0.0 and born_ms > since_ms
+    for row in range(items.shape[0]):
+        item, level = items[row], levels[row]
+        born_at, total = circumstances.born_at[item], choosers.total[item]
+        age = clock - born_at if born_at >= 0.0 else _NO_AGE
+        per_event = 1.0 / (age + _BEFORE)
+        level[0] = 1.0 + age
+        level[1] = (touches[item] + _HALF) * per_event
+        level[2] = (total + _HALF) * per_event
+        since = 0
+        for k in range(min(total, CHOOSERS)):
+            since += choosers.time_ms[item, k] > since_ms
+        level[3] = 1.0 + since
+        born_since[row] = born_at >= 0.0 and born_ms[item] > since_ms
 
 
 @njit(cache=True)
-def describe_circumstances(circumstances, item, mean, history, gap, levels, born_since, features):  # type: ignore[no-untyped-def]  # pragma: no cover
+def describe_circumstances(circumstances, items, history, gap, levels, born_since, features):  # type: ignore[no-untyped-def]  # pragma: no cover
     """
     Args:
-        mean: `usual`.
+        items: int32[k], of a list.
         history, gap: log(1 + distinct items) and log(1 + minutes) of the user, as of an item's choosers.
-        levels: float32[CIRCUMSTANCE_LEVELS], the logarithms.
-        features: float32[len(CIRCUMSTANCE_FEATURES)], filled.
+        levels: float32[k, CIRCUMSTANCE_LEVELS], the logarithms.
+        born_since: bool[k], as `measure` found it.
+        features: float32[>= k, len(CIRCUMSTANCE_FEATURES)], filled.
     """
-    weight = 1.0 / (circumstances.told[item] + _PRIOR)
-    usual_history = (circumstances.history[item] + _PRIOR * mean[0]) * weight
-    usual_gap = (circumstances.gap[item] + _PRIOR * mean[1]) * weight
-    features[0], features[1], features[2] = levels[0], levels[1], levels[2]
-    features[3], features[4] = usual_history, abs(history - usual_history)
-    features[5], features[6] = usual_gap, abs(gap - usual_gap)
-    features[7] = 1.0 if born_since else 0.0
-    features[8] = levels[3]
+    mean_history, mean_gap = usual(circumstances)
+    for row in range(items.shape[0]):
+        item, level, f = items[row], levels[row], features[row]
+        weight = 1.0 / (circumstances.told[item] + _PRIOR)
+        usual_history = (circumstances.history[item] + _PRIOR * mean_history) * weight
+        usual_gap = (circumstances.gap[item] + _PRIOR * mean_gap) * weight
+        f[0], f[1], f[2] = level[0], level[1], level[2]
+        f[3], f[4] = usual_history, abs(history - usual_history)
+        f[5], f[6] = usual_gap, abs(gap - usual_gap)
+        f[7] = 1.0 if born_since[row] else 0.0
+        f[8] = level[3]

@@ -28,14 +28,13 @@ from models.domain.circumstances import (
     describe_circumstances,
     log_gap,
     measure,
-    usual,
 )
 from models.domain.fellows import (
     FELLOW_FEATURES,
     FELLOW_LEVELS,
     FIRST_FEATURE,
+    count_followed,
     describe_choosers,
-    followed,
     gather,
 )
 from models.domain.habits import (
@@ -295,7 +294,8 @@ def _describe_more(arrays, scratch, vectors, query, people, lists, row):  # type
     for p in range(PASSED_LENGTH):
         if passed[p] >= 0:
             scratch.passed[passed[p]] = p + 1
-    place_by_encoder(vectors, query.recent[row, 0], lists.item[row, :size], lists.features[row])
+    items = lists.item[row, :size]
+    place_by_encoder(vectors, query.recent[row, 0], items, lists.features[row])
     # The whole list: sums of shares, places.
     sum_50, sum_last, sum_80 = np.float32(1e-9), np.float32(1e-9), np.float32(1e-9)
     for k in range(size):
@@ -310,7 +310,8 @@ def _describe_more(arrays, scratch, vectors, query, people, lists, row):  # type
     gap_ms = max(now_ms - query.last_ms[row], 0) if query.last_ms[row] >= 0 else FIRST_EVENT
     gap_minutes = gap_ms / 60_000.0 if gap_ms >= 0 else 1e6
     per_gap = 1.0 / (gap_minutes + 1.0)
-    gather(scratch.fellow_slots, scratch.fellow_values, people.fellow[person], people.closeness[person])
+    slots, places_of, closeness = scratch.fellow_slots, scratch.fellow_places, people.closeness[person]
+    gather(slots, places_of, people.fellow[person])
     norm = np.float32(1.0 / np.sqrt(1.0 + history))
     levels, born_since = np.empty((size, _MORE_LEVELS), np.float32), np.empty(size, np.bool_)
     for k in range(size):
@@ -329,31 +330,32 @@ def _describe_more(arrays, scratch, vectors, query, people, lists, row):  # type
             level[7] += weight[place, 0]
             level[8] += weight[place, 1]
             level[9] += weight[place, 2]
-        share = describe_choosers(
-            arrays.choosers,
-            scratch.fellow_slots,
-            scratch.fellow_values,
-            item,
-            norm,
-            level[_FELLOW_LEVELS:_CIRCUMSTANCE_LEVELS],
-        )
-        lists.features[row, k, _AFTER_FELLOWS - 1] = share
-        born_since[k] = measure(
-            arrays.circumstances,
-            arrays.choosers,
-            item,
-            arrays.clock[0],
-            arrays.touches[item],
-            arrays.born_ms[item],
-            query.last_ms[row],
-            level[_CIRCUMSTANCE_LEVELS:_FIRST_LEVEL],
-        )
-        level[_FIRST_LEVEL] = followed(arrays.choosers, scratch.fellow_slots, scratch.fellow_values, item)
+    describe_choosers(
+        arrays.choosers,
+        slots,
+        places_of,
+        closeness,
+        items,
+        norm,
+        levels[:, _FELLOW_LEVELS:_CIRCUMSTANCE_LEVELS],
+        lists.features[row, :, _AFTER_FELLOWS - 1],
+    )
+    count_followed(arrays.choosers, slots, places_of, closeness, items, levels[:, _FIRST_LEVEL])
+    measure(
+        arrays.circumstances,
+        arrays.choosers,
+        items,
+        arrays.clock[0],
+        arrays.touches,
+        arrays.born_ms,
+        query.last_ms[row],
+        levels[:, _CIRCUMSTANCE_LEVELS:_FIRST_LEVEL],
+        born_since,
+    )
     log_all(levels.reshape(size * _MORE_LEVELS))
     offsets = _clocks(arrays.clock[0], now_ms)
     log_history = np.float32(np.log(np.float32(1.0 + history)))
     gap = np.float32(log_gap(gap_ms))
-    log_chosen, everybody = np.log(np.float32(1.0) + query.chosen[row]), usual(arrays.circumstances)
     age, touches = choice[HABIT_AGE], choice[HABIT_TOUCHES]
     recency, value = choice[HABIT_RECENCY], choice[HABIT_VALUE]
     for k in range(size):
@@ -378,17 +380,16 @@ def _describe_more(arrays, scratch, vectors, query, people, lists, row):  # type
         f[at + 25], f[at + 26], f[at + 27] = level[7], level[8], level[9]
         for c in range(FELLOW_LEVELS):
             f[_FELLOWS + c] = level[_FELLOW_LEVELS + c]
-        describe_circumstances(
-            arrays.circumstances,
-            item,
-            everybody,
-            log_chosen,
-            gap,
-            level[_CIRCUMSTANCE_LEVELS:_FIRST_LEVEL],
-            born_since[k],
-            f[_CIRCUMSTANCES:_FIRST],
-        )
         f[_FIRST] = level[_FIRST_LEVEL]
+    describe_circumstances(
+        arrays.circumstances,
+        items,
+        np.log(np.float32(1.0) + query.chosen[row]),
+        gap,
+        levels[:, _CIRCUMSTANCE_LEVELS:_FIRST_LEVEL],
+        born_since,
+        lists.features[row, :, _CIRCUMSTANCES:_FIRST],
+    )
     for p in range(PASSED_LENGTH):
         if passed[p] >= 0:
             scratch.passed[passed[p]] = 0

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-# Choosers kept an item, the latest ones, and fellows kept a user, the closest ones. On articles 32 and 512 do as well as
-# everybody, 32 and 128 lose .005 nDCG@10 (models/README.md).
+# Choosers kept an item, the latest ones, and fellows kept a user, the closest ones. On articles 32 and 512 do as well
+# as everybody, 32 and 128 lose .005 nDCG@10 (models/README.md).
 CHOOSERS = 32
 FELLOWS = 512
 # How close: those who were there before the user, and those who came after him. And of how many of his choices a fellow
@@ -129,42 +129,53 @@ def _meet_choosers(choosers, fellow, closeness, tag, item, since_ms, side):  # t
 @njit(cache=True)
 def _place(fellow, tag):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
     """Place of `tag` among the fellows, -1 = not there."""
+    if tag == 0:
+        return -1
     found = np.int32(-1)
     for k in range(FELLOWS):  # no early exit: the loop is vectorised
         found = max(found, np.int32(k) if fellow[k] == tag else np.int32(-1))
-    return found if tag != 0 else np.int32(-1)
+    return np.int64(found)
 
 
-@njit(cache=True, fastmath={"nnan", "nsz"})
+@njit(cache=True)
 def _closer(fellow, closeness, tag, weight, side):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
     """The farthest fellow gives way to one who is closer at once."""
-    at = np.int64(_place(fellow, tag))
+    at = _place(fellow, tag)
     if at < 0:
-        known = 0
-        for k in range(FELLOWS):
-            known += fellow[k] != 0
-        at = known
-        if known == FELLOWS:
-            least = np.float32(np.inf)
-            for k in range(FELLOWS):
-                one = closeness[k, AHEAD] + closeness[k, BEHIND]
-                least = one if one < least else least
-            if least >= weight:
-                return
-            at = 0
-            while closeness[at, AHEAD] + closeness[at, BEHIND] != least:
-                at += 1
+        at = _free_place(fellow, closeness, weight)
+        if at < 0:
+            return
         fellow[at] = tag
         closeness[at] = 0.0
     closeness[at, side] += weight
 
 
+@njit(cache=True, fastmath={"nnan", "nsz"})
+def _free_place(fellow, closeness, weight):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
+    """A place that nobody has, else that of the farthest fellow, else, where all are closer than `weight`, -1."""
+    known = 0
+    for k in range(FELLOWS):
+        known += fellow[k] != 0
+    if known < FELLOWS:
+        return known
+    least = np.float32(np.inf)
+    for k in range(FELLOWS):
+        one = closeness[k, AHEAD] + closeness[k, BEHIND]
+        least = one if one < least else least
+    if least >= weight:
+        return -1
+    for k in range(FELLOWS):
+        if closeness[k, AHEAD] + closeness[k, BEHIND] == least:
+            return k
+    return -1
+
+
 @njit(cache=True)
-def gather(slots, values, fellow, closeness):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
-    """Lay a user's fellows out for `describe_choosers`.
+def gather(slots, places, fellow):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
+    """Lay a user's fellows out, so that a tag is found at once.
 
     Args:
-        slots, values: int32[FELLOW_SLOTS], float32[FELLOW_SLOTS, SIDES]; filled anew.
+        slots, places: int32[FELLOW_SLOTS], int16[FELLOW_SLOTS]; filled anew with tags and their places in `fellow`.
     """
     slots[:_HASHED] = -1  # an item's choosers include 0, nobody
     apart = 0
@@ -179,63 +190,70 @@ def gather(slots, values, fellow, closeness):  # type: ignore[no-untyped-def]  #
             at = _HASHED + apart
             apart += 1
         slots[at] = tag
-        values[at] = closeness[k]
+        places[at] = k
     slots[_APART] = apart
 
 
 @njit(cache=True, fastmath={"reassoc", "nnan", "nsz"})
-def describe_choosers(choosers, slots, values, item, norm, levels):  # type: ignore[no-untyped-def]  # pragma: no cover
-    """How close an item's choosers are. No branch depends on a tag: who is close is noted, and summed afterwards.
+def describe_choosers(choosers, slots, places, closeness, items, norm, levels, shares):  # type: ignore[no-untyped-def]  # pragma: no cover
+    """How close the choosers of a list's items are. No branch depends on a tag: who is close is noted, and summed
+    afterwards. All items in one call: to hand a tuple of arrays over takes longer than what is done with an item's.
 
     Args:
+        slots, places: `gather` of the user's fellows.
+        closeness: float32[FELLOWS, SIDES], of the user.
+        items: int32[k].
         norm: what closeness is multiplied by: 1 / sqrt(1 + events of the user).
-        levels: float32[FELLOW_LEVELS], filled with what the features but the last are the logarithms of.
-    Returns: the last feature.
+        levels: float32[k, FELLOW_LEVELS], filled with what the features but the last are the logarithms of.
+        shares: float32[k], filled with the last feature.
     """
-    tags, known = choosers.tag[item], slots[_APART + 1 :]
-    close = 0
-    for k in range(CHOOSERS):
-        tag = tags[k]
-        first, second = np.uint64(tag & _MASK), np.uint64((tag >> _OTHER_BITS) & _MASK)
-        at_first, at_second = slots[first] == tag, slots[second] == tag
-        known[close] = first if at_first else second
-        close += at_first | at_second
-    for other in range(_HASHED, _HASHED + slots[_APART]):
+    known, scale = slots[_APART + 1 :], norm / _FLOOR
+    for row in range(items.shape[0]):
+        item, level = items[row], levels[row]
+        tags = choosers.tag[item]
+        close = 0
         for k in range(CHOOSERS):
-            known[close] = other
-            close += tags[k] == slots[other]
-    ahead, both, ahead_best, both_best = np.float32(0.0), np.float32(0.0), np.float32(0.0), np.float32(0.0)
-    for k in range(close):
-        at = np.uint64(known[k])
-        one = values[at, AHEAD]
-        sides = one + values[at, BEHIND]
-        ahead += one
-        both += sides
-        ahead_best = one if one > ahead_best else ahead_best
-        both_best = sides if sides > both_best else both_best
-    inverse = 1.0 / max(min(choosers.total[item], CHOOSERS), 1)
-    scale = norm / _FLOOR
-    levels[0] = 1.0 + scale * ahead
-    levels[1] = 1.0 + scale * inverse * ahead
-    levels[2] = 1.0 + scale * ahead_best
-    levels[3] = 1.0 + scale * both
-    levels[4] = 1.0 + scale * inverse * both
-    levels[5] = 1.0 + scale * both_best
-    return close * inverse
+            tag = tags[k]
+            first, second = np.uint64(tag & _MASK), np.uint64((tag >> _OTHER_BITS) & _MASK)
+            at_first, at_second = slots[first] == tag, slots[second] == tag
+            known[close] = first if at_first else second
+            close += at_first | at_second
+        for other in range(_HASHED, _HASHED + slots[_APART]):
+            for k in range(CHOOSERS):
+                known[close] = other
+                close += tags[k] == slots[other]
+        ahead, both, ahead_best, both_best = np.float32(0.0), np.float32(0.0), np.float32(0.0), np.float32(0.0)
+        for k in range(close):
+            at = np.uint64(places[np.uint64(known[k])])
+            one = closeness[at, AHEAD]
+            sides = one + closeness[at, BEHIND]
+            ahead += one
+            both += sides
+            ahead_best = one if one > ahead_best else ahead_best
+            both_best = sides if sides > both_best else both_best
+        inverse = 1.0 / max(min(choosers.total[item], CHOOSERS), 1)
+        level[0] = 1.0 + scale * ahead
+        level[1] = 1.0 + scale * inverse * ahead
+        level[2] = 1.0 + scale * ahead_best
+        level[3] = 1.0 + scale * both
+        level[4] = 1.0 + scale * inverse * both
+        level[5] = 1.0 + scale * both_best
+        shares[row] = close * inverse
 
 
 @njit(cache=True)
-def followed(choosers, slots, values, item):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
-    """Returns: what FIRST_FEATURE is the logarithm of."""
-    tag = choosers.first[item]
-    first, second = np.uint64(tag & _MASK), np.uint64((tag >> _OTHER_BITS) & _MASK)
-    times = np.float32(0.0)
-    if slots[first] == tag:
-        times = values[first, FIRST]
-    elif slots[second] == tag:
-        times = values[second, FIRST]
-    else:
+def count_followed(choosers, slots, places, closeness, items, levels):  # type: ignore[no-untyped-def]  # pragma: no cover
+    """How often the user chose what an item's first chooser had chosen first.
+
+    Args:
+        levels: float32[k], filled with what FIRST_FEATURE is the logarithm of; the others as in `describe_choosers`.
+    """
+    for row in range(items.shape[0]):
+        tag = choosers.first[items[row]]
+        at = np.uint64(tag & _MASK)
+        if slots[at] != tag:
+            at = np.uint64((tag >> _OTHER_BITS) & _MASK)
         for other in range(_HASHED, _HASHED + slots[_APART]):
-            if slots[other] == tag:
-                times = values[other, FIRST]
-    return np.float32(1.0) + _PER_FOLLOWED * times
+            at = np.uint64(other) if slots[other] == tag else at
+        times = closeness[np.uint64(places[at]), FIRST] if slots[at] == tag else np.float32(0.0)
+        levels[row] = np.float32(1.0) + _PER_FOLLOWED * times

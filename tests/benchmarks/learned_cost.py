@@ -77,12 +77,12 @@ def find_candidates(arrays, scratch, available, query, worth, lists):  # type: i
 
 @njit
 def see_fellows(arrays, scratch, people, lists):  # type: ignore[no-untyped-def]
-    levels = np.empty(FELLOW_LEVELS, np.float32)
+    levels, shares = np.empty((CANDIDATES, FELLOW_LEVELS), np.float32), np.empty(CANDIDATES, np.float32)
     for row in range(lists.size.shape[0]):
-        gather(scratch.fellow_slots, scratch.fellow_values, people.fellow[row], people.closeness[row])
-        for k in range(lists.size[row]):
-            item = lists.item[row, k]
-            describe_choosers(arrays.choosers, scratch.fellow_slots, scratch.fellow_values, item, 0.1, levels)
+        slots, places, closeness = scratch.fellow_slots, scratch.fellow_places, people.closeness[row]
+        gather(slots, places, people.fellow[row])
+        items = lists.item[row, : lists.size[row]]
+        describe_choosers(arrays.choosers, slots, places, closeness, items, 0.1, levels, shares)
 
 
 def best_of(work: Callable[[], object], repeats: int = REPEATS) -> float:

@@ -20,7 +20,6 @@ from models.domain.circumstances import (
     measure,
     new_circumstances,
     note_circumstances,
-    usual,
 )
 from models.domain.deltas import Ledger, decode_delta, encode_delta
 from models.domain.features import FEATURES
@@ -35,21 +34,22 @@ def seen(
     statistics: Statistics, item: int, *, since_ms: int = -1, history: float = 0.0, gap: float = NO_GAP
 ) -> dict[str, float]:
     arrays = statistics.arrays
-    levels = np.full(CIRCUMSTANCE_LEVELS, np.nan, np.float32)
-    born_since = measure(
+    items, born_since = np.array([item], np.int32), np.zeros(1, np.bool_)
+    levels = np.full((1, CIRCUMSTANCE_LEVELS), np.nan, np.float32)
+    measure(
         arrays.circumstances,
         arrays.choosers,
-        item,
+        items,
         arrays.clock[0],
-        arrays.touches[item],
-        arrays.born_ms[item],
+        arrays.touches,
+        arrays.born_ms,
         since_ms,
         levels,
+        born_since,
     )
-    features = np.full(len(CIRCUMSTANCE_FEATURES), np.nan, np.float32)
-    mean = usual(arrays.circumstances)
-    describe_circumstances(arrays.circumstances, item, mean, history, gap, np.log(levels), born_since, features)
-    return dict(zip(CIRCUMSTANCE_FEATURES, features.tolist(), strict=True))
+    features = np.full((1, len(CIRCUMSTANCE_FEATURES)), np.nan, np.float32)
+    describe_circumstances(arrays.circumstances, items, history, gap, np.log(levels), born_since, features)
+    return dict(zip(CIRCUMSTANCE_FEATURES, features[0].tolist(), strict=True))
 
 
 def contexts(rows: list[tuple[int, int, bool, int, int]]) -> list[tuple[float, float]]:

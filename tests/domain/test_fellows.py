@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,8 +23,8 @@ from models.domain.fellows import (
     FELLOWS,
     SIDES,
     Choosers,
+    count_followed,
     describe_choosers,
-    followed,
     gather,
     meet,
     new_choosers,
@@ -63,17 +64,21 @@ class Person:
         }
 
     def sees(self, choosers: Choosers, item: int, norm: float = 1.0) -> dict[str, float]:
-        slots, values = np.full(FELLOW_SLOTS, 9, np.int32), np.ones((FELLOW_SLOTS, SIDES), np.float32)
-        gather(slots, values, self.fellow, self.closeness)
-        levels = np.full(FELLOW_LEVELS, np.nan, np.float32)
-        share = describe_choosers(choosers, slots, values, item, norm, levels)
-        return dict(zip(FELLOW_FEATURES, [*np.log(levels).tolist(), share], strict=True))
+        levels, shares = np.full((1, FELLOW_LEVELS), np.nan, np.float32), np.full(1, np.nan, np.float32)
+        items = np.array([item], np.int32)
+        describe_choosers(choosers, *self.laid_out(), self.closeness, items, norm, levels, shares)
+        return dict(zip(FELLOW_FEATURES, [*np.log(levels[0]).tolist(), *shares.tolist()], strict=True))
 
     def follows(self, choosers: Choosers, item: int) -> float:
         """How often he chose what the item's first chooser had chosen first."""
-        slots, values = np.full(FELLOW_SLOTS, 9, np.int32), np.ones((FELLOW_SLOTS, SIDES), np.float32)
-        gather(slots, values, self.fellow, self.closeness)
-        return float(followed(choosers, slots, values, item) - 1.0) / 10.0
+        levels = np.full(1, np.nan, np.float32)
+        count_followed(choosers, *self.laid_out(), self.closeness, np.array([item], np.int32), levels)
+        return float(levels[0] - 1.0) / 10.0
+
+    def laid_out(self) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int16]]:
+        slots, places = np.full(FELLOW_SLOTS, 9, np.int32), np.ones(FELLOW_SLOTS, np.int16)
+        gather(slots, places, self.fellow)
+        return slots, places
 
 
 def test_who_was_there_before_is_ahead_and_who_comes_after_is_behind() -> None:
