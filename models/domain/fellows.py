@@ -39,7 +39,8 @@ FIRST_FEATURE = "first_chooser_followed"
 # log(1 + 10 n): once is far from never.
 _PER_FOLLOWED = np.float32(10.0)
 # The work space: a fellow stands at one of two places that follow from his tag, and nobody else there. Eight places to
-# a fellow: of 128 one finds both taken. Those stand apart; after them their number, and room for an item's choosers.
+# a fellow: of 512 two or three find both taken. Those stand apart; after them their number, and room for an item's
+# choosers.
 _HASHED = 8 * FELLOWS
 _APART = _HASHED + FELLOWS
 FELLOW_SLOTS = _APART + 1 + CHOOSERS + 1

@@ -45,9 +45,9 @@ class Habits(NamedTuple):
     chance: npt.NDArray[np.float32]
     """float32[PENDING_LENGTH], the encoder's probability of each."""
     fellow: npt.NDArray[np.int32]
-    """int32[FELLOWS], tags of users, 0 = free; those in use stand first."""
+    """int32[<= FELLOWS], tags of users: most have few, and tens of thousands of states are kept in memory."""
     closeness: npt.NDArray[np.float32]
-    """float32[FELLOWS, SIDES]."""
+    """float32[as many, SIDES]."""
 
 
 NO_HABITS = Habits(
@@ -56,8 +56,8 @@ NO_HABITS = Habits(
     np.zeros((PASSED_LENGTH, 3), np.float32),
     np.full(PENDING_LENGTH, -1, np.int32),
     np.zeros(PENDING_LENGTH, np.float32),
-    np.zeros(FELLOWS, np.int32),
-    np.zeros((FELLOWS, SIDES), np.float32),
+    np.zeros(0, np.int32),
+    np.zeros((0, SIDES), np.float32),
 )
 _ITEMS = PASSED_LENGTH + PENDING_LENGTH
 _NUMBERS = HABITS + 3 * PASSED_LENGTH + PENDING_LENGTH
@@ -77,8 +77,7 @@ def pack_habits(habits: Habits, hashes: Sequence[int]) -> bytes:
         return b""
     items = [hashes[at] if at >= 0 else 0 for at in (*habits.passed.tolist(), *habits.pending.tolist())]
     numbers = (habits.choice, habits.weight, habits.chance)
-    known = int((habits.fellow != 0).sum())
-    fellows = habits.fellow[:known].astype("<i4").tobytes(), habits.closeness[:known].astype("<f4").tobytes()
+    fellows = habits.fellow.astype("<i4").tobytes(), habits.closeness.astype("<f4").tobytes()
     parts = np.array(items, "<u8").tobytes(), *(part.astype("<f4").tobytes() for part in numbers), *fellows
     return b"".join([*parts, _END])
 
@@ -94,10 +93,9 @@ def unpack_habits(data: bytes, index_by_hash: Mapping[int, int]) -> Habits:
         raise StateError(f"habits of {len(data)} bytes; this release reads {_FIXED_BYTES} and {_FELLOW_BYTES} a fellow")
     index = np.array([index_by_hash.get(h, -1) for h in np.frombuffer(data, "<u8", _ITEMS).tolist()], np.int32)
     floats = np.frombuffer(data, "<f4", _NUMBERS, 8 * _ITEMS).astype(np.float32)
-    fellow, closeness = np.zeros(FELLOWS, np.int32), np.zeros((FELLOWS, SIDES), np.float32)
-    fellow[:known] = np.frombuffer(data, "<i4", known, _FIXED_BYTES)
+    closeness = np.zeros((known, SIDES), np.float32)
     told = np.frombuffer(data, "<f4", sides * known, _FIXED_BYTES + 4 * known)
-    closeness[:known, :sides] = told.reshape(known, sides)
+    closeness[:, :sides] = told.reshape(known, sides)
     pending = index[PASSED_LENGTH:]
     there = pending >= 0  # what waits for a verdict stands without gaps
     waiting, chance = np.full(PENDING_LENGTH, -1, np.int32), np.zeros(PENDING_LENGTH, np.float32)
@@ -108,7 +106,7 @@ def unpack_habits(data: bytes, index_by_hash: Mapping[int, int]) -> Habits:
         weight=floats[HABITS : HABITS + 3 * PASSED_LENGTH].reshape(PASSED_LENGTH, 3),
         pending=waiting,
         chance=chance,
-        fellow=fellow,
+        fellow=np.frombuffer(data, "<i4", known, _FIXED_BYTES).astype(np.int32),
         closeness=closeness,
     )
 
@@ -122,16 +120,31 @@ class People(NamedTuple):
     pending: npt.NDArray[np.int32]
     chance: npt.NDArray[np.float32]
     fellow: npt.NDArray[np.int32]
+    """int32[U, FELLOWS], 0 = free; those in use stand first."""
     closeness: npt.NDArray[np.float32]
 
 
 def people_of(habits: Iterable[Habits]) -> People:
     rows = list(habits) or [NO_HABITS]
-    return People(*(np.stack(column) for column in zip(*rows, strict=True)))
+    fellow = np.zeros((len(rows), FELLOWS), np.int32)
+    closeness = np.zeros((len(rows), FELLOWS, SIDES), np.float32)
+    for row, one in enumerate(rows):
+        fellow[row, : len(one.fellow)], closeness[row, : len(one.fellow)] = one.fellow, one.closeness
+    return People(
+        choice=np.stack([one.choice for one in rows]),
+        passed=np.stack([one.passed for one in rows]),
+        weight=np.stack([one.weight for one in rows]),
+        pending=np.stack([one.pending for one in rows]),
+        chance=np.stack([one.chance for one in rows]),
+        fellow=fellow,
+        closeness=closeness,
+    )
 
 
 def habits_of(people: People, row: int) -> Habits:
-    return Habits(*(column[row].copy() for column in people))
+    known = np.count_nonzero(people.fellow[row])
+    whole = people._replace(fellow=people.fellow[:, :known], closeness=people.closeness[:, :known])
+    return Habits(*(column[row].copy() for column in whole))
 
 
 @njit(cache=True)

@@ -116,8 +116,8 @@ def test_habits_of_former_releases_are_read_without_what_they_did_not_know() -> 
     assert not read.fellow.any()
     tags, sides = np.array([70, 80, 90], "<i4"), np.array([[0.5, 0.0], [0.1, 0.25], [0.0, 1.0]], "<f4")
     read = unpack_habits(without_fellows + tags.tobytes() + sides.tobytes(), {})
-    assert read.fellow[:4].tolist() == [70, 80, 90, 0]
-    assert read.closeness[:3].tolist() == np.c_[sides, np.zeros(3)].tolist(), "nor whom he followed"
+    assert read.fellow.tolist() == [70, 80, 90]
+    assert read.closeness.tolist() == np.c_[sides, np.zeros(3)].tolist(), "nor whom he followed"
 
 
 def test_nothing_known_is_nothing_stored_and_a_cut_record_is_refused() -> None:
