@@ -291,7 +291,9 @@ class Container:
 
     async def open_model(self, version: str, served: Bundle) -> Model:
         """Raises: BundleError, RegistryError, ItemIndexError."""
-        return await self._with_index(await self._fetched(version, served, self.model_retry), self.model_retry)
+        bundle = await self._fetched(version, served, self.model_retry)
+        await asyncio.sleep(BREATH_SECONDS)
+        return await self._with_index(bundle, self.model_retry)
 
     async def _fetched(self, version: str, served: Bundle | None, retry: Retry) -> Bundle:
         fetch = partial(self.registry.fetch, version, self.bundles)
@@ -305,12 +307,15 @@ class Container:
         return await self._opened(await retry.call("registry_fetch", lambda: self.background.run(fetch)), served)
 
     async def _opened(self, path: Path, served: Bundle | None) -> Bundle:
-        def work() -> Bundle:
-            bundle = read_bundle(self.settings, path, None if served is None else served.manifest.dimensions, served)
-            warm_up(bundle, self.options)
-            return bundle
-
-        return await asyncio.get_running_loop().run_in_executor(self.model_executor, work)
+        loop, sizes = asyncio.get_running_loop(), None if served is None else served.manifest.dimensions
+        if served is not None:
+            await asyncio.sleep(BREATH_SECONDS)
+        read = partial(read_bundle, self.settings, path, sizes, served)
+        bundle = await loop.run_in_executor(self.model_executor, read)
+        if served is not None:
+            await asyncio.sleep(BREATH_SECONDS)
+        await loop.run_in_executor(self.model_executor, partial(warm_up, bundle, self.options))
+        return bundle
 
     async def _open_users(self, bundle: Bundle) -> UserStore:
         encoder = bundle.user_encoder
@@ -394,6 +399,8 @@ class Container:
         self.metrics.count_retry("publish")
 
 
+# Between two steps that open a model beside the events: what they held up is made up for before the next one.
+BREATH_SECONDS = 0.3
 # The publisher's longest attempt and pause together; while it retries, it says so at least this often.
 PUBLISH_PAUSE_SECONDS = 16.0
 
