@@ -307,13 +307,12 @@ class Container:
         return await self._opened(await retry.call("registry_fetch", lambda: self.background.run(fetch)), served)
 
     async def _opened(self, path: Path, served: Bundle | None) -> Bundle:
-        loop, sizes = asyncio.get_running_loop(), None if served is None else served.manifest.dimensions
-        if served is not None:
-            await asyncio.sleep(BREATH_SECONDS)
+        loop = asyncio.get_running_loop()
+        sizes, pause = (None, 0.0) if served is None else (served.manifest.dimensions, BREATH_SECONDS)
+        await asyncio.sleep(pause)
         read = partial(read_bundle, self.settings, path, sizes, served)
         bundle = await loop.run_in_executor(self.model_executor, read)
-        if served is not None:
-            await asyncio.sleep(BREATH_SECONDS)
+        await asyncio.sleep(pause)
         await loop.run_in_executor(self.model_executor, partial(warm_up, bundle, self.options))
         return bundle
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from numba import njit
 
 from models.domain.errors import StateError
-from models.domain.fellows import FELLOWS, SIDES, meet
+from models.domain.fellows import FELLOWS, FIRST, SIDES, meet
 from models.domain.statistics import MS_PER_HOUR
 
 # Age (log hours), touches (log), recency (log events since the last touch) and value of what the user chose.
@@ -62,9 +62,7 @@ NO_HABITS = Habits(
 _ITEMS = PASSED_LENGTH + PENDING_LENGTH
 _NUMBERS = HABITS + 3 * PASSED_LENGTH + PENDING_LENGTH
 # What there is of every user, and what each of his fellows takes.
-_FIXED_BYTES, _FELLOW_BYTES = 8 * _ITEMS + 4 * _NUMBERS, 4 + 4 * SIDES
-# Ends the bytes. A former release's have no such end, and a number less for each fellow: not how often he came first.
-_END = b"\x01"
+_FIXED_BYTES, _FELLOW_BYTES = 8 * _ITEMS + 4 * _NUMBERS, 4 + 4 * FIRST
 
 
 def pack_habits(habits: Habits, hashes: Sequence[int]) -> bytes:
@@ -77,25 +75,35 @@ def pack_habits(habits: Habits, hashes: Sequence[int]) -> bytes:
         return b""
     items = [hashes[at] if at >= 0 else 0 for at in (*habits.passed.tolist(), *habits.pending.tolist())]
     numbers = (habits.choice, habits.weight, habits.chance)
-    fellows = habits.fellow.astype("<i4").tobytes(), habits.closeness.astype("<f4").tobytes()
-    parts = np.array(items, "<u8").tobytes(), *(part.astype("<f4").tobytes() for part in numbers), *fellows
-    return b"".join([*parts, _END])
+    fellows = habits.fellow.astype("<i4").tobytes(), habits.closeness[:, :FIRST].astype("<f4").tobytes()
+    return b"".join([np.array(items, "<u8").tobytes(), *(part.astype("<f4").tobytes() for part in numbers), *fellows])
 
 
-def unpack_habits(data: bytes, index_by_hash: Mapping[int, int]) -> Habits:
-    """Items that the catalogue does not know are left out. Raises: StateError."""
+def pack_followed(habits: Habits) -> bytes:
+    """How often each fellow was followed, which former releases' habits do not hold."""
+    return habits.closeness[:, FIRST].astype("<f4").tobytes()
+
+
+def unpack_habits(data: bytes, index_by_hash: Mapping[int, int], followed: bytes = b"") -> Habits:
+    """Items that the catalogue does not know are left out.
+
+    Args:
+        followed: of `pack_followed`; empty from a former release.
+    Raises: StateError.
+    """
     if not data:
         return NO_HABITS
-    former = len(data) % 4 == 0
-    sides = SIDES - 1 if former else SIDES
-    known, rest = divmod(len(data) - _FIXED_BYTES - (0 if former else len(_END)), 4 + 4 * sides)
+    known, rest = divmod(len(data) - _FIXED_BYTES, _FELLOW_BYTES)
     if rest or not 0 <= known <= FELLOWS:
         raise StateError(f"habits of {len(data)} bytes; this release reads {_FIXED_BYTES} and {_FELLOW_BYTES} a fellow")
+    if followed and len(followed) != 4 * known:
+        raise StateError(f"{len(followed)} bytes tell how often {known} fellows were followed, not {4 * known}")
     index = np.array([index_by_hash.get(h, -1) for h in np.frombuffer(data, "<u8", _ITEMS).tolist()], np.int32)
     floats = np.frombuffer(data, "<f4", _NUMBERS, 8 * _ITEMS).astype(np.float32)
     closeness = np.zeros((known, SIDES), np.float32)
-    told = np.frombuffer(data, "<f4", sides * known, _FIXED_BYTES + 4 * known)
-    closeness[:, :sides] = told.reshape(known, sides)
+    closeness[:, :FIRST] = np.frombuffer(data, "<f4", FIRST * known, _FIXED_BYTES + 4 * known).reshape(known, FIRST)
+    if followed:
+        closeness[:, FIRST] = np.frombuffer(followed, "<f4")
     pending = index[PASSED_LENGTH:]
     there = pending >= 0  # what waits for a verdict stands without gaps
     waiting, chance = np.full(PENDING_LENGTH, -1, np.int32), np.zeros(PENDING_LENGTH, np.float32)

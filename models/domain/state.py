@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from models.domain.catalogue import Catalogue
 from models.domain.errors import StateError
-from models.domain.habits import NO_HABITS, pack_habits, unpack_habits
+from models.domain.habits import NO_HABITS, pack_followed, pack_habits, unpack_habits
 from models.domain.ports import UserRecord
 from models.domain.shown import ShownList
 
@@ -237,6 +237,8 @@ class StoredBody(msgspec.Struct, array_like=True):
     """`read_share` of each of `recent`; empty where none has one."""
     shown: tuple[ShownList, ...] = ()
     tag: int = 0
+    followed: bytes = b""
+    """Of the habits' fellows; empty from a former release."""
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -265,6 +267,7 @@ def pack(state: UserState, catalogue: Catalogue) -> UserRecord:
         read=read if any(share is not None for share in read) else [],
         shown=state.shown,
         tag=state.tag,
+        followed=pack_followed(state.habits),
     )
     return UserRecord(
         user_key=user_key(state.user_id),
@@ -308,7 +311,7 @@ def unpack(user_id: str, record: UserRecord, catalogue: Catalogue) -> UserState:
     state.last_event_ms, state.forgotten_ms = stored.last_event_ms, stored.forgotten_ms
     state.last_list, state.last_items, state.last_model = stored.last_list, tuple(stored.last_items), stored.last_model
     state.shown, state.tag = stored.shown, stored.tag
-    state.habits = unpack_habits(stored.habits, catalogue.index_by_hash)
+    state.habits = unpack_habits(stored.habits, catalogue.index_by_hash, stored.followed)
     state.unresolved = hashes[flags].tolist()
     state.resolve(catalogue)
     return state

@@ -20,6 +20,7 @@ from models.domain.habits import (
     People,
     choose,
     habits_of,
+    pack_followed,
     pack_habits,
     pass_over,
     people_of,
@@ -95,8 +96,8 @@ def test_habits_survive_another_numbering_of_the_items() -> None:
     people.pending[0, :2], people.chance[0, :2] = [2, 1], [0.5, 0.25]
     people.fellow[0, :2], people.closeness[0, :2] = [70, 2**31 - 1], [[0.5, 0.0, 0.0], [0.1, 0.25, 3.0]]
     hashes = [100, 200, 300]
-    data = pack_habits(habits_of(people, 0), hashes)
-    read = people_of([unpack_habits(data, {300: 9, 100: 5})])
+    habits = habits_of(people, 0)
+    read = people_of([unpack_habits(pack_habits(habits, hashes), {300: 9, 100: 5}, pack_followed(habits))])
     weight = passed(people)
     assert passed(read) == {5: weight[0], 9: weight[2]}, "an unknown item is left out"
     assert read.pending[0, :2].tolist() == [9, -1]
@@ -109,7 +110,7 @@ def test_habits_survive_another_numbering_of_the_items() -> None:
 def test_habits_of_former_releases_are_read_without_what_they_did_not_know() -> None:
     people = people_of([NO_HABITS])
     people.choice[0] = [1.0, 2.0, 3.0, 0.5]
-    without_fellows = pack_habits(habits_of(people, 0), [])[:-1]
+    without_fellows = pack_habits(habits_of(people, 0), [])
     assert len(without_fellows) == 8 * (48 + 16) + 4 * (4 + 3 * 48 + 16)
     read = unpack_habits(without_fellows, {})
     assert read.choice.tolist() == [1.0, 2.0, 3.0, 0.5]
@@ -125,4 +126,6 @@ def test_nothing_known_is_nothing_stored_and_a_cut_record_is_refused() -> None:
     assert unpack_habits(b"", {}) is NO_HABITS
     made: Habits = habits_of(people_of([NO_HABITS]), 0)
     with pytest.raises(StateError, match="this release reads"):
-        unpack_habits(pack_habits(made, [])[:-3], {})
+        unpack_habits(pack_habits(made, [])[:-1], {})
+    with pytest.raises(StateError, match="0 fellows were followed"):
+        unpack_habits(pack_habits(made, []), {}, bytes(4))
