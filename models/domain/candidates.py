@@ -13,8 +13,8 @@ import numpy.typing as npt
 from numba import njit
 
 from models.domain.fellows import FELLOW_SLOTS
-from models.domain.heaps import push, sort_heap
-from models.domain.statistics import FOLLOW_WINDOW
+from models.domain.places import places
+from models.domain.statistics import FOLLOW_WINDOW, nearness
 
 # In the order in which they are asked; the name of the source is published with each item. States keep places of this
 # tuple: after a change, the last few lists of before it are told with wrong sources.
@@ -48,9 +48,12 @@ LEARNED_QUERY_WINDOW = 20
 # A list is explained by one of the latest five items: an older one rarely carries it, and every item asked costs a
 # comparison.
 REASON_WINDOW = 5
+# An item chosen near others hardly ever is near to none for certain.
+_NEAR_PRIOR = 3.0
 # Columns of Scratch.covisit and Scratch.follow.
 COVISIT_80, COVISIT_95, COVISIT_50, COVISIT_LAST, COVISIT_LIKED = range(5)
-COVISIT_COLUMNS = 5
+COVISIT_NEAR, COVISIT_NEAR_NOW, COVISIT_NEAR_LAST = range(5, 8)
+COVISIT_COLUMNS = 8
 FOLLOW_THREE, FOLLOW_LAST, FOLLOW_SECOND = range(3)
 FOLLOW_COLUMNS = 3
 
@@ -65,6 +68,8 @@ class Query(NamedTuple):
     """int64[L], the user's event before, -1 = none."""
     recent: npt.NDArray[np.int32]
     """int32[L, QUERY_WINDOW or LEARNED_QUERY_WINDOW], latest distinct items first, -1 padded."""
+    recent_ms: npt.NDArray[np.int64]
+    """int64[L, as many], time of the user's latest interaction with each."""
     liked: npt.NDArray[np.bool_]
     """bool[L, LEARNED_QUERY_WINDOW], whether the user spoke well of the item."""
     history: npt.NDArray[np.float32]
@@ -111,14 +116,16 @@ class Scratch(NamedTuple):
     excluded: npt.NDArray[np.int64]
     listed: npt.NDArray[np.int64]
     covisit: npt.NDArray[np.float32]
-    """float32[N, 5]: summed with decays .8, .95, .5; of the last item; of liked items."""
+    """float32[N, 8]: summed with decays .8, .95, .5; of the last item; of liked items; pairs by their nearness in time
+    with decay .9; these times the recent item's nearness to now; of the last item alone."""
     follow: npt.NDArray[np.float32]
     """float32[N, 3], what followed the latest three items, the last one, the one before it."""
     strongest: npt.NDArray[np.float32]
     because: npt.NDArray[np.int32]
     touched: npt.NDArray[np.int32]
     """int32[N + 1]; the last entry is how many are touched."""
-    heap: npt.NDArray[np.int32]
+    covisited: npt.NDArray[np.int32]
+    """int32[COVISITED], the best by co-visitation, best first."""
     passed: npt.NDArray[np.int32]
     """int32[N], 1 + place of the item among those the user passed over, 0 = not among them."""
     fellow_slots: npt.NDArray[np.int32]
@@ -147,7 +154,7 @@ def new_scratch(items: int) -> Scratch:
         strongest=np.zeros(items, np.float32),
         because=np.full(items, -1, np.int32),
         touched=np.zeros(items + 1, np.int32),
-        heap=np.zeros(COVISITED, np.int32),
+        covisited=np.zeros(COVISITED, np.int32),
         passed=np.zeros(items, np.int32),
         fellow_slots=np.zeros(FELLOW_SLOTS, np.int32),
         fellow_places=np.zeros(FELLOW_SLOTS, np.int16),
@@ -167,11 +174,11 @@ def propose(arrays, scratch, available, query, lists, row, worth, learned):  # t
 
 @njit(cache=True)
 def _sum_covisitation(arrays, scratch, available, query, row, learned):  # type: ignore[no-untyped-def]  # pragma: no cover
-    """Sum what was chosen near the latest items. Returns: how many of the best stand in `scratch.heap`, best first."""
+    """Sum what was chosen near the latest items. Returns: how many of the best stand in `scratch.covisited`."""
     recent, pairs, follows = query.recent[row], arrays.pairs, arrays.follows
     follow, members = scratch.follow, scratch.touched
     touched = 0
-    decay_80, decay_95, decay_50 = 1.0, 1.0, 1.0
+    decay_80, decay_95, decay_50, decay_90 = 1.0, 1.0, 1.0, 1.0
     window = LEARNED_QUERY_WINDOW if learned else QUERY_WINDOW
     for age in range(min(window, recent.shape[0])):
         other = recent[age]
@@ -179,19 +186,26 @@ def _sum_covisitation(arrays, scratch, available, query, row, learned):  # type:
             break
         norm = pairs.inverse_root[other]
         w80, w95 = np.float32(decay_80 * norm), np.float32(decay_95 * norm)
-        w50, liked = np.float32(0.0), np.float32(0.0)
+        w50, liked, w90, w_now = np.float32(0.0), np.float32(0.0), np.float32(0.0), np.float32(0.0)
         if learned:
             w50 = np.float32(decay_50 * norm)
             liked = np.float32(w80 if query.liked[row, age] else 0.0)
+            w90 = np.float32(decay_90 * pairs.near_root[other])
+            w_now = w90 * nearness(max(query.now_ms[row] - query.recent_ms[row, age], 0))
         decay_80 *= 0.8
         decay_95 *= 0.95
         decay_50 *= 0.5
+        decay_90 *= 0.9
         start, end = pairs.start[other], pairs.start[other] + pairs.size[other]
-        neighbour, weight = pairs.neighbour[start:end], pairs.weight[start:end]
-        touched = _add_neighbours(neighbour, weight, w80, w95, w50, liked, scratch.covisit, members, touched)
+        neighbour, weight, near = pairs.neighbour[start:end], pairs.weight[start:end], pairs.near[start:end]
+        touched = _add_neighbours(
+            neighbour, weight, near, w80, w95, w50, liked, w90, w_now, scratch.covisit, members, touched
+        )
         if learned and age == 0:
+            of_last = np.float32(1.0 / (pairs.near_total[other] + _NEAR_PRIOR))
             for k in range(neighbour.shape[0]):
                 scratch.covisit[neighbour[k], COVISIT_LAST] = weight[k]
+                scratch.covisit[neighbour[k], COVISIT_NEAR_LAST] = near[k] * of_last
         if age < REASON_WINDOW:
             _explain(neighbour, weight, w80, other, scratch.strongest, scratch.because)
         if age < FOLLOW_WINDOW:
@@ -206,7 +220,7 @@ def _sum_covisitation(arrays, scratch, available, query, row, learned):  # type:
 
 
 @njit(cache=True)
-def _add_neighbours(neighbour, weight, w80, w95, w50, liked, covisit, members, touched):  # type: ignore[no-untyped-def]  # pragma: no cover
+def _add_neighbours(neighbour, weight, near, w80, w95, w50, liked, w90, w_now, covisit, members, touched):  # type: ignore[no-untyped-def]  # pragma: no cover
     """Add one item's pairs to the sums. Without a branch: which neighbours are new is a toss-up, and guessing wrong
     took longer than the sums. Returns: how many items are touched by now.
     """
@@ -217,6 +231,8 @@ def _add_neighbours(neighbour, weight, w80, w95, w50, liked, covisit, members, t
         covisit[item, COVISIT_95] = before + w95 * pair
         covisit[item, COVISIT_50] += w50 * pair
         covisit[item, COVISIT_LIKED] += liked * pair
+        covisit[item, COVISIT_NEAR] += w90 * near[k]
+        covisit[item, COVISIT_NEAR_NOW] += w_now * near[k]
         members[touched] = item  # the place after the last one is free, at the worst that of their number
         touched += before == 0.0
     return touched
@@ -232,14 +248,16 @@ def _explain(neighbour, weight, w80, other, strongest, because):  # type: ignore
         because[item] = other if better else because[item]
 
 
-# Keys are told apart by their exponent and five bits of the mantissa, thirty-two octaves below the largest.
-_BINS, _BIN_BITS = 1_024, 18
+# Keys are told apart by their exponent and three bits of the mantissa: positive numbers, as whole numbers, are ordered as
+# they are.
+_BIN_BITS = 20
+_BINS = 1 << (31 - _BIN_BITS)
 
 
 @njit(cache=True)
 def _best_covisited(arrays, scratch, available, touched):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
-    """Norm the sums and put the best into `scratch.heap`. Counted by size first: the heap sees hardly more items than
-    it keeps, where it would else be turned over by every third. Returns: how many.
+    """Norm the sums and put the best into `scratch.covisited`. Counted by size first, so that hardly more are sorted
+    than are kept. Returns: how many.
     """
     stamp, covisit, inverse_root, members = (
         scratch.stamp[0],
@@ -247,30 +265,29 @@ def _best_covisited(arrays, scratch, available, touched):  # type: ignore[no-unt
         arrays.pairs.inverse_root,
         scratch.touched,
     )
-    keys = np.empty(touched, np.float32)
-    largest = np.float32(0.0)
+    keys, held, limit = np.empty(touched, np.float32), np.zeros(_BINS, np.int32), scratch.covisited.shape[0]
+    bits = keys.view(np.int32)
     for m in range(touched):
         item = np.uint32(members[m])
         key = covisit[item, COVISIT_80] * inverse_root[item]
         covisit[item, COVISIT_80] = key
-        eligible = (scratch.excluded[item] != stamp) & available[item]
-        keys[m] = key if eligible else np.float32(-1.0)
-        largest = max(largest, keys[m])
-    bits = keys.view(np.int32)  # of positive numbers, ordered as they are
-    most = np.int64(np.array([largest]).view(np.int32)[0])
-    held = np.zeros(_BINS, np.int32)
-    for m in range(touched):
-        held[min((most - bits[m]) >> _BIN_BITS, _BINS - 1)] += 1
-    scores, heap, best = covisit[:, COVISIT_80], scratch.heap, 0
-    last, reached = 0, held[0]
-    while reached < heap.shape[0] and last < _BINS - 1:
-        last += 1
+        keys[m] = key if (scratch.excluded[item] != stamp) & available[item] else np.float32(0.0)
+        held[np.uint32(bits[m]) >> np.uint32(_BIN_BITS)] += 1
+    last, reached = _BINS, 0
+    while reached < limit and last > 0:
+        last -= 1
         reached += held[last]
+    least, count = max(np.int32(last << _BIN_BITS), np.int32(1)), 0  # 0 = may not be proposed
+    found, found_keys = np.empty(touched + 1, np.int32), np.empty(touched + 1, np.float32)
     for m in range(touched):
-        if keys[m] >= 0.0 and min((most - bits[m]) >> _BIN_BITS, _BINS - 1) <= last:
-            best = push(scores, members[m], heap, best)
-    sort_heap(scores, heap, best)
-    return best
+        found[count], found_keys[count] = members[m], keys[m]
+        count += bits[m] >= least
+    by_key = places(found_keys[:count])
+    for k in range(count):
+        place = np.int64(by_key[k])
+        if place < limit:
+            scratch.covisited[place] = found[k]
+    return min(count, limit)
 
 
 @njit(cache=True)
@@ -279,7 +296,7 @@ def _take_turns(arrays, scratch, available, query, lists, row, worth, best):  # 
     stamp, target, limit = scratch.stamp[0], query.target[row], lists.item.shape[1]
     excluded, listed, explained = scratch.excluded, scratch.listed, scratch.because
     items, sources, because = lists.item[row], lists.source[row], lists.because[row]
-    places = np.zeros(SOURCE_COUNT, np.int64)
+    given = np.zeros(SOURCE_COUNT, np.int64)
     turn = 1.0 / worth  # (places given + 1) / worth of each source; infinite once it has no more
     size, left = 0, SOURCE_COUNT
     while size < limit and left > 0:
@@ -290,11 +307,11 @@ def _take_turns(arrays, scratch, available, query, lists, row, worth, best):  # 
             first = turn[s] if earlier else first
         found = -1
         while found < 0:
-            at = places[source]
+            at = given[source]
             if source == 0:
                 if at >= best:
                     break
-                item = scratch.heap[at]
+                item = scratch.covisited[at]
             elif source == 1:
                 if at >= query.encoder_top.shape[1] or query.encoder_top[row, at] < 0:
                     break
@@ -303,7 +320,7 @@ def _take_turns(arrays, scratch, available, query, lists, row, worth, best):  # 
                 if at >= arrays.top_size[source - 2]:
                     break
                 item = arrays.top[source - 2, at]
-            places[source] += 1
+            given[source] += 1
             if excluded[item] != stamp and available[item]:
                 found = item
         if found < 0:

@@ -49,6 +49,8 @@ class Delta(msgspec.Struct, frozen=True, kw_only=True):
     """Of each touch's user; empty from a former release, which knew no tags."""
     gap_ms: list[int] = []
     """Since the event before of each touch's user (`Touches.gap_ms`); empty from a former release."""
+    recent_gap_ms: list[list[int]] = []
+    """Since the latest touch of each of `recent`; empty from a former release."""
     weights: list[float] = []
     squares: list[float] = []
     """How far the adaptive weights and their squared gradients moved."""
@@ -141,6 +143,7 @@ class Ledger:
 
         item = [place(i) for t in touches for i in t.item.tolist()]
         recent = [[place(i) for i in row if i >= 0] for t in touches for row in t.recent.tolist()]
+        gaps = [row for t in touches for row in t.recent_gap_ms.tolist()]
         ids = self.catalogue.ids
         return Delta(
             source=source,
@@ -157,6 +160,7 @@ class Ledger:
             tag=[tag for t in touches for tag in t.tag.tolist()],
             chosen=[chosen for t in touches for chosen in t.chosen.tolist()],
             gap_ms=[gap_ms for t in touches for gap_ms in t.gap_ms.tolist()],
+            recent_gap_ms=[row[: len(kept)] for row, kept in zip(gaps, recent, strict=True)],
             weights=list(weights),
             squares=list(squares),
             model=self.model,
@@ -225,9 +229,13 @@ class Ledger:
         kept = [at for at, offset in enumerate(delta.offset) if offset >= have]
         if kept:
             recent = np.full((len(kept), PAIR_WINDOW), -1, np.int32)
+            recent_gap_ms = np.full((len(kept), PAIR_WINDOW), NOT_TOLD, np.int64)
+            near = len(delta.recent_gap_ms) == len(delta.offset)
             for row, at in enumerate(kept):
                 places = delta.recent[at][:PAIR_WINDOW]
                 recent[row, : len(places)] = index[places]
+                if near and len(delta.recent_gap_ms[at]) == len(delta.recent[at]):
+                    recent_gap_ms[row, : len(places)] = delta.recent_gap_ms[at][:PAIR_WINDOW]
             item = index[[delta.item[at] for at in kept]]
             for at in item.tolist():
                 self.catalogue.touch(at)
@@ -243,6 +251,7 @@ class Ledger:
                     first=(flags & 1) > 0,
                     strong=(flags & 2) > 0,
                     recent=recent,
+                    recent_gap_ms=recent_gap_ms,
                     tag=np.array([delta.tag[at] if tagged else 0 for at in kept], np.int32),
                     chosen=np.array([delta.chosen[at] if tagged else 0 for at in kept], np.int32),
                     gap_ms=np.array([delta.gap_ms[at] if told else NOT_TOLD for at in kept], np.int64),

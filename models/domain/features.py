@@ -15,6 +15,9 @@ from models.domain.candidates import (
     COVISIT_95,
     COVISIT_LAST,
     COVISIT_LIKED,
+    COVISIT_NEAR,
+    COVISIT_NEAR_LAST,
+    COVISIT_NEAR_NOW,
     FOLLOW_LAST,
     FOLLOW_SECOND,
     FOLLOW_THREE,
@@ -66,6 +69,9 @@ BASE_FEATURES: tuple[str, ...] = (
     "pairs_x_history",
     "popularity_x_newcomer",
 )
+# Of pairs by how near in time they were chosen (`statistics.nearness`): with the last item; with the recent ones, each
+# by how near it is now, as a share of the list's and by itself; with the recent ones whenever they were.
+NEAR_FEATURES = ("near_last", "near_now_share", "near_now", "near")
 LEARNED_FEATURES: tuple[str, ...] = (
     *COUNT_NAMES[BASE_COUNTS:],
     "encoder_log_softmax",
@@ -99,6 +105,7 @@ LEARNED_FEATURES: tuple[str, ...] = (
     *FELLOW_FEATURES,
     *CIRCUMSTANCE_FEATURES,
     FIRST_FEATURE,
+    *NEAR_FEATURES,
 )
 FEATURES: tuple[str, ...] = BASE_FEATURES + LEARNED_FEATURES
 BASE_COUNT, FEATURE_COUNT = len(BASE_FEATURES), len(FEATURES)
@@ -126,6 +133,7 @@ _FELLOWS = FEATURES.index(FELLOW_FEATURES[0])
 _AFTER_FELLOWS = _FELLOWS + len(FELLOW_FEATURES)
 _CIRCUMSTANCES = FEATURES.index(CIRCUMSTANCE_FEATURES[0])
 _FIRST = FEATURES.index(FIRST_FEATURE)
+_NEAR = FEATURES.index(NEAR_FEATURES[0])
 _POPULARITY = _COUNTS_AT + COUNT_NAMES.index("count_10000_events")
 _EVENTS_SINCE_TOUCH = FEATURES.index("events_since_touch")
 _AGE = FEATURES.index("age_hours")
@@ -138,11 +146,14 @@ _COUNT_CEILING = 14.0
 # log(share + floor) - log(floor) = log(1 + share / floor).
 _PER_SHARE_FLOOR = np.float32(1e4)
 _PER_FOLLOW_FLOOR = np.float32(1e3)
+# Sums of nearness are shares of what both items were near to: 1/100 is little.
+_PER_NEAR_FLOOR = np.float32(100.0)
 # Logarithms of a candidate, taken of a whole list at once: of the base features, and of the others.
 _FELLOW_LEVELS = 10
 _CIRCUMSTANCE_LEVELS = _FELLOW_LEVELS + FELLOW_LEVELS
 _FIRST_LEVEL = _CIRCUMSTANCE_LEVELS + CIRCUMSTANCE_LEVELS
-_BASE_LEVELS, _MORE_LEVELS = 7, _FIRST_LEVEL + 1
+_NEAR_LEVELS = _FIRST_LEVEL + 1
+_BASE_LEVELS, _MORE_LEVELS = 7, _NEAR_LEVELS + len(NEAR_FEATURES)
 # log hours of an item nobody touched, about 1.5 years.
 _NO_AGE = 9.5
 
@@ -290,6 +301,7 @@ def _level(log_count, decayed):  # type: ignore[no-untyped-def]  # pragma: no co
 def _describe_more(arrays, scratch, vectors, query, people, lists, row):  # type: ignore[no-untyped-def]  # pragma: no cover
     now_ms, size, person, history = query.now_ms[row], lists.size[row], query.person[row], query.history[row]
     covisit, follow, inverse_root = scratch.covisit, scratch.follow, arrays.pairs.inverse_root
+    near_root = arrays.pairs.near_root
     choice, passed, weight = people.choice[person], people.passed[person], people.weight[person]
     for p in range(PASSED_LENGTH):
         if passed[p] >= 0:
@@ -297,13 +309,15 @@ def _describe_more(arrays, scratch, vectors, query, people, lists, row):  # type
     items = lists.item[row, :size]
     place_by_encoder(vectors, query.recent[row, 0], items, lists.features[row])
     # The whole list: sums of shares, places.
-    sum_50, sum_last, sum_80 = np.float32(1e-9), np.float32(1e-9), np.float32(1e-9)
+    sum_50, sum_last, sum_80, sum_near = np.float32(1e-9), np.float32(1e-9), np.float32(1e-9), np.float32(1e-9)
     for k in range(size):
         item = lists.item[row, k]
         sum_80 += covisit[item, COVISIT_80]
         sum_50 += covisit[item, COVISIT_50] * inverse_root[item]
         sum_last += covisit[item, COVISIT_LAST] * inverse_root[item]
+        sum_near += covisit[item, COVISIT_NEAR_NOW] * near_root[item]
     per_80, per_50, per_last = _PER_SHARE_FLOOR / sum_80, _PER_SHARE_FLOOR / sum_50, _PER_SHARE_FLOOR / sum_last
+    per_near = _PER_SHARE_FLOOR / sum_near
     by_pairs = _log_places(lists.features[row, :size, 2])
     by_popularity = _log_places(lists.features[row, :size, _POPULARITY])
     by_recency = _log_places(-lists.features[row, :size, _EVENTS_SINCE_TOUCH])
@@ -324,6 +338,11 @@ def _describe_more(arrays, scratch, vectors, query, people, lists, row):  # type
         level[4] = 1.0 + follow[item, FOLLOW_SECOND] * _PER_FOLLOW_FLOOR
         level[5] = (max(now_ms - arrays.born_ms[item], 0) / 60_000.0 + 1.0) * per_gap
         level[6] = (max(now_ms - arrays.touched_ms[item], 0) / 60_000.0 + 1.0) * per_gap
+        near_now = covisit[item, COVISIT_NEAR_NOW] * near_root[item]
+        level[_NEAR_LEVELS] = 1.0 + covisit[item, COVISIT_NEAR_LAST] * _PER_FOLLOW_FLOOR
+        level[_NEAR_LEVELS + 1] = 1.0 + near_now * per_near
+        level[_NEAR_LEVELS + 2] = 1.0 + near_now * _PER_NEAR_FLOOR
+        level[_NEAR_LEVELS + 3] = 1.0 + covisit[item, COVISIT_NEAR] * near_root[item] * _PER_NEAR_FLOOR
         place = scratch.passed[item] - 1
         level[7], level[8], level[9] = 1e-3, 1e-3, 1.0
         if place >= 0:
@@ -381,6 +400,8 @@ def _describe_more(arrays, scratch, vectors, query, people, lists, row):  # type
         for c in range(FELLOW_LEVELS):
             f[_FELLOWS + c] = level[_FELLOW_LEVELS + c]
         f[_FIRST] = level[_FIRST_LEVEL]
+        for c in range(len(NEAR_FEATURES)):
+            f[_NEAR + c] = level[_NEAR_LEVELS + c]
     describe_circumstances(
         arrays.circumstances,
         items,

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from models.domain.state import Recent, UserState
+from models.domain.state import Recent, RecentItems, UserState
 
 
 class Row(NamedTuple):
@@ -23,7 +23,7 @@ class Row(NamedTuple):
     """Whether the list is made of the user as the record left him, or as it found him."""
     now_ms: int
     last_ms: int
-    recent: list[int]
+    recent: RecentItems
     excluded: npt.NDArray[np.int32]
     history: int
     """Events the user had had by then."""
@@ -68,6 +68,8 @@ class Moment(NamedTuple):
     first: bool = False
     strong: bool = False
     recent: Sequence[int] = ()
+    recent_ms: Sequence[int] = ()
+    """Times of the user's latest interaction with each."""
     tag: int = 0
     chosen: int = 0
     since_ms: int = -1

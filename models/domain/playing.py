@@ -6,7 +6,7 @@ Turns the agenda into arrays for one compiled pass (`ranking.play`) and takes ov
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 # "Strong" feedback is four stars of five, or a kind that says more than a click.
 STRONG_LIKING = 0.6
+_Whole = TypeVar("_Whole", np.int32, np.int64)
 # Items of the catalogue that may fill a short list; a user who has seen all of them is served by the other sources.
 NEWEST = 256
 
@@ -81,6 +82,7 @@ def _timeline(agenda: Agenda, learn: bool) -> Timeline:
     moments = agenda.moments
     event_time_ms = np.array([m.event_time_ms for m in moments], np.int64)
     since_ms = np.array([m.since_ms for m in moments], np.int64)
+    recent_ms = _padded([m.recent_ms for m in moments], PAIR_WINDOW, np.int64)
     return Timeline(
         ask_row=np.array([m.ask_row for m in moments], np.int64),
         ask_fresh=np.array([m.ask_fresh for m in moments], np.bool_),
@@ -93,7 +95,8 @@ def _timeline(agenda: Agenda, learn: bool) -> Timeline:
         value=np.array([m.value for m in moments], np.float32),
         first=np.array([m.first for m in moments], np.bool_),
         strong=np.array([m.strong for m in moments], np.bool_),
-        recent=_padded([m.recent for m in moments], PAIR_WINDOW),
+        recent=_padded([m.recent for m in moments], PAIR_WINDOW, np.int32),
+        recent_gap_ms=np.maximum(event_time_ms[:, None] - recent_ms, 0),
         tag=np.array([m.tag for m in moments], np.int32),
         chosen=np.array([m.chosen for m in moments], np.int32),
         since_ms=since_ms,
@@ -111,6 +114,7 @@ def _touches(timeline: Timeline) -> Touches:
         timeline.first[kept],
         timeline.strong[kept],
         timeline.recent[kept],
+        timeline.recent_gap_ms[kept],
         timeline.tag[kept],
         timeline.chosen[kept],
         timeline.gap_ms[kept],
@@ -132,7 +136,8 @@ def _query(pipeline: Pipeline, agenda: Agenda, vectors: Sequence[F32], options: 
         user=users,
         now_ms=np.array([row.now_ms for row in rows], np.int64),
         last_ms=np.array([row.last_ms for row in rows], np.int64),
-        recent=_padded([row.recent[:window] for row in rows], window),
+        recent=_padded([row.recent.item[:window] for row in rows], window, np.int32),
+        recent_ms=_padded([row.recent.time_ms[:window] for row in rows], window, np.int64),
         liked=_liked(rows, deep, options),
         history=np.array([row.history for row in rows], np.float32),
         chosen=np.array([row.chosen for row in rows], np.float32),
@@ -197,8 +202,9 @@ def _liked(rows: Sequence[Row], deep: npt.NDArray[np.bool_], options: PipelineOp
     return out
 
 
-def _padded(rows: Sequence[Sequence[int]], length: int) -> npt.NDArray[np.int32]:
-    out = np.full((len(rows), length), -1, np.int32)
+def _padded(rows: Sequence[Sequence[int]], length: int, dtype: type[_Whole]) -> npt.NDArray[_Whole]:
+    """[rows, length], -1 where a row is shorter."""
+    out = np.full((len(rows), length), -1, dtype)
     for at, row in enumerate(rows):
         out[at, : len(row)] = row
     return out

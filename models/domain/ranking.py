@@ -76,6 +76,8 @@ class Timeline(NamedTuple):
     first: npt.NDArray[np.bool_]
     strong: npt.NDArray[np.bool_]
     recent: npt.NDArray[np.int32]
+    recent_gap_ms: npt.NDArray[np.int64]
+    """int64[n, PAIR_WINDOW], since the user's latest touch of each of `recent`."""
     tag: npt.NDArray[np.int32]
     """int32[n], the user's."""
     chosen: npt.NDArray[np.int32]
@@ -158,6 +160,7 @@ def play(arrays, scratch, vectors, available, query, people, worth, lists, weigh
                 first,
                 timeline.strong[k],
                 timeline.recent[k],
+                timeline.recent_gap_ms[k],
                 timeline.tag[k],
                 timeline.chosen[k],
                 timeline.gap_ms[k],

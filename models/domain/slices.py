@@ -22,7 +22,7 @@ from models.domain.gate import admit
 from models.domain.moments import Agenda, Choice, Moment, Row
 from models.domain.ports import F32, NO_VALUE
 from models.domain.read_values import read_values
-from models.domain.state import Recent, UserState, event_hash
+from models.domain.state import Recent, RecentItems, UserState, event_hash
 from models.domain.statistics import PAIR_WINDOW
 from models.domain.telling import MadeLists, Telling
 from models.domain.writing import Writer
@@ -159,7 +159,7 @@ class Slice:
         item = catalogue.intern(str(event.item_id))
         known = catalogue.touch(item)
         before = state.recent, state.recent_items(catalogue, LEARNED_QUERY_WINDOW), state.excluded_items(catalogue)
-        recent, history, chosen, since_ms = before[1][:PAIR_WINDOW], state.events, len(state.seen), state.last_event_ms
+        recent, history, chosen, since_ms = before[1], state.events, len(state.seen), state.last_event_ms
         first = state.remember_item(catalogue, item, excluded=kind not in options.repeatable_kinds)
         ask_row, candidates_row, fresh = -1, -1, False
         if first and known:
@@ -211,7 +211,8 @@ class Slice:
                 value=liking,
                 first=first,
                 strong=liking > playing.STRONG_LIKING,
-                recent=recent,
+                recent=recent.item[:PAIR_WINDOW],
+                recent_ms=recent.time_ms[:PAIR_WINDOW],
                 tag=state.tag,
                 chosen=chosen,
                 since_ms=since_ms,
@@ -292,7 +293,7 @@ class Slice:
         chosen: int,
         travels: bool,
         interactions: Sequence[Recent],
-        recent: list[int],
+        recent: RecentItems,
         excluded: npt.NDArray[np.int32],
     ) -> tuple[int, bool]:
         """Row of the list as it would be just before the record, and whether it has to be made."""

@@ -56,6 +56,15 @@ class Recent(NamedTuple):
     """Where the user wrote and gave no value: what a model read, 0 to 1. For the encoder; no list shows it."""
 
 
+class RecentItems(NamedTuple):
+    """The latest distinct items, latest first. Never changed in place."""
+
+    item: list[int]
+    """Indices."""
+    time_ms: list[int]
+    """Of the user's latest interaction with each."""
+
+
 class UserState:
     """One user's folded history. Copied before it is changed, so that a failed batch leaves the cached one alone."""
 
@@ -94,7 +103,7 @@ class UserState:
         self.model_version = model_version
         self.recent: list[Recent] = []
         """Oldest first; never changed in place."""
-        self.recent_index: list[int] | None = None
+        self.recent_index: RecentItems | None = None
         self.habits = NO_HABITS
         """What a learned ranker knows of the user's ways; replaced, never changed in place."""
         self.seen: dict[int, bool] = {}
@@ -169,19 +178,18 @@ class UserState:
             self.resolve(catalogue)
         return self.excluded[: self.excluded_size]
 
-    def recent_items(self, catalogue: Catalogue, length: int) -> list[int]:
-        """Indices of the latest distinct items, latest first. Never changed in place.
-
+    def recent_items(self, catalogue: Catalogue, length: int) -> RecentItems:
+        """
         Args:
             length: how many at most; the same at every call, since the answer is kept.
         """
         if self.recent_index is None:
-            found: dict[int, None] = {}
+            found: dict[int, int] = {}
             for recent in reversed(self.recent):
-                found[catalogue.intern(recent.item_id)] = None
+                found.setdefault(catalogue.intern(recent.item_id), recent.event_time_ms)
                 if len(found) == length:
                     break
-            self.recent_index = list(found)
+            self.recent_index = RecentItems(list(found), list(found.values()))
         return self.recent_index
 
     def remember_interaction(self, recent: Recent) -> None:

@@ -62,8 +62,11 @@ PAIR_WINDOW = 12
 _PAIR_WEIGHTS = (0.9 ** np.arange(PAIR_WINDOW)).astype(np.float32)
 # Directed pairs ("after this, that") look three items back.
 FOLLOW_WINDOW = 3
+# Two choices of one page, basket or visit have more in common than two of one user: beside its weight a pair keeps how
+# near in time it was chosen, which is half for this gap (models/README.md: 5 to 60 s are alike).
+NEAR_MS = 20_000.0
 _FOLLOW_WEIGHTS = (0.6 ** np.arange(FOLLOW_WINDOW)).astype(np.float32)
-# Neighbours kept an item: bounds memory at 8 KiB an item; 1,682 films lose nothing measurable, and a catalogue of a
+# Neighbours kept an item: bounds memory at 12 KiB an item; 1,682 films lose nothing measurable, and a catalogue of a
 # million items rarely has an item with a thousand real neighbours.
 MAX_NEIGHBOURS = 512
 _FIRST_ROW = 8
@@ -87,6 +90,8 @@ class Touches(NamedTuple):
     """bool[n], a kind or rating that says more than a view."""
     recent: npt.NDArray[np.int32]
     """int32[n, PAIR_WINDOW], the user's latest distinct items before this one, latest first, -1 where there is none."""
+    recent_gap_ms: npt.NDArray[np.int64]
+    """int64[n, PAIR_WINDOW], since the user's latest touch of each of them; NOT_TOLD."""
     tag: npt.NDArray[np.int32]
     """int32[n], the user's (`models.domain.state.UserState.tag`), 0 = not known."""
     chosen: npt.NDArray[np.int32]
@@ -103,12 +108,18 @@ class Rows(NamedTuple):
     capacity: npt.NDArray[np.int32]
     neighbour: npt.NDArray[np.int32]
     weight: npt.NDArray[np.float32]
+    near: npt.NDArray[np.float32]
+    """float32[pool], sum of how near in time the pair was chosen, from 0 to 1 each time (`nearness`); float32[0] of
+    directed pairs, of which nobody asks it."""
     used: npt.NDArray[np.int64]
     """int64[1], entries of the pool handed out."""
     total: npt.NDArray[np.float32]
     """float32[N], sum of all pair weights the item ever had."""
     inverse_root: npt.NDArray[np.float32]
     """float32[N], 1 / (1 + sqrt(total)), what co-visitation is normalised by."""
+    near_total: npt.NDArray[np.float32]
+    near_root: npt.NDArray[np.float32]
+    """float32[N], the same two of `near`; float32[0] without it."""
 
 
 class StatisticsArrays(NamedTuple):
@@ -191,15 +202,25 @@ def _find(neighbour, start, size, other):  # type: ignore[no-untyped-def]  # pra
 
 
 @njit(cache=True)
-def _add_pair(rows, item, other, weight, clock):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
-    start, size = rows.start[item], rows.size[item]
+def nearness(gap_ms):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
+    """How near in time two choices of a user are, 1 in the same instant, 0 where the gap is not told."""
+    return np.float32(NEAR_MS / (NEAR_MS + gap_ms)) if gap_ms >= 0 else np.float32(0.0)
+
+
+@njit(cache=True)
+def _add_pair(rows, item, other, weight, near, clock):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
+    start, size, kept = rows.start[item], rows.size[item], rows.near.shape[0] > 0
     found = _find(rows.neighbour, start, np.int64(size), other)
     if found >= 0:
         rows.weight[start + found] += weight
+        if kept:
+            rows.near[start + found] += near
         return
     if size < rows.capacity[item]:
         rows.neighbour[start + size] = other
         rows.weight[start + size] = weight
+        if kept:
+            rows.near[start + size] = near
         rows.size[item] = size + 1
         return
     if size < MAX_NEIGHBOURS:
@@ -209,8 +230,12 @@ def _add_pair(rows, item, other, weight, clock):  # type: ignore[no-untyped-def]
         for k in range(size):
             rows.neighbour[moved + k] = rows.neighbour[start + k]
             rows.weight[moved + k] = rows.weight[start + k]
+            if kept:
+                rows.near[moved + k] = rows.near[start + k]
         rows.neighbour[moved + size] = other
         rows.weight[moved + size] = weight
+        if kept:
+            rows.near[moved + size] = near
         rows.start[item] = moved
         rows.capacity[item] = grown
         rows.size[item] = size + 1
@@ -223,10 +248,12 @@ def _add_pair(rows, item, other, weight, clock):  # type: ignore[no-untyped-def]
             weakest = at
     rows.neighbour[weakest] = other
     rows.weight[weakest] = weight
+    if kept:
+        rows.near[weakest] = near
 
 
 @njit(cache=True)
-def touch_one(arrays, item, event_time_ms, value, first, strong, recent, tag, chosen, gap_ms):  # type: ignore[no-untyped-def]  # pragma: no cover
+def touch_one(arrays, item, event_time_ms, value, first, strong, recent, recent_gap_ms, tag, chosen, gap_ms):  # type: ignore[no-untyped-def]  # pragma: no cover
     """Count one interaction."""
     arrays.clock[0] += 1.0
     clock = arrays.clock[0]
@@ -258,23 +285,38 @@ def touch_one(arrays, item, event_time_ms, value, first, strong, recent, tag, ch
                 break
             if other == item:
                 continue
-            weight = _PAIR_WEIGHTS[age]
-            _add_pair(arrays.pairs, item, other, weight, clock)
-            _add_pair(arrays.pairs, other, item, weight, clock)
-            arrays.pairs.total[item] += weight
-            arrays.pairs.total[other] += weight
-            arrays.pairs.inverse_root[other] = 1.0 / (1.0 + np.sqrt(arrays.pairs.total[other]))
+            weight, near = _PAIR_WEIGHTS[age], nearness(recent_gap_ms[age])
+            _add_pair(arrays.pairs, item, other, weight, near, clock)
+            _add_pair(arrays.pairs, other, item, weight, near, clock)
+            total, near_total = arrays.pairs.total, arrays.pairs.near_total
+            total[item] += weight
+            total[other] += weight
+            near_total[item] += near
+            near_total[other] += near
+            arrays.pairs.inverse_root[other] = 1.0 / (1.0 + np.sqrt(total[other]))
+            arrays.pairs.near_root[other] = 1.0 / (1.0 + np.sqrt(near_total[other]))
             if age < FOLLOW_WINDOW:
-                _add_pair(arrays.follows, other, item, _FOLLOW_WEIGHTS[age], clock)
+                _add_pair(arrays.follows, other, item, _FOLLOW_WEIGHTS[age], np.float32(0.0), clock)
                 arrays.follows.total[other] += _FOLLOW_WEIGHTS[age]
         arrays.pairs.inverse_root[item] = 1.0 / (1.0 + np.sqrt(arrays.pairs.total[item]))
+        arrays.pairs.near_root[item] = 1.0 / (1.0 + np.sqrt(arrays.pairs.near_total[item]))
 
 
 @njit(cache=True)
-def _touch_many(arrays, item, event_time_ms, value, first, strong, recent, tag, chosen, gap_ms):  # type: ignore[no-untyped-def]  # pragma: no cover
+def _touch_many(arrays, item, event_time_ms, value, first, strong, recent, recent_gap_ms, tag, chosen, gap_ms):  # type: ignore[no-untyped-def]  # pragma: no cover
     for k in range(item.shape[0]):
         touch_one(
-            arrays, item[k], event_time_ms[k], value[k], first[k], strong[k], recent[k], tag[k], chosen[k], gap_ms[k]
+            arrays,
+            item[k],
+            event_time_ms[k],
+            value[k],
+            first[k],
+            strong[k],
+            recent[k],
+            recent_gap_ms[k],
+            tag[k],
+            chosen[k],
+            gap_ms[k],
         )
 
 
@@ -334,9 +376,9 @@ class Statistics:
         out["circumstances_everybody"] = self.arrays.circumstances.everybody.copy()
         for rows in ("pairs", "follows"):
             pool = _compacted(getattr(self.arrays, rows), 0)
-            for name in ("size", "total"):
+            for name in ("size", "total", "near_total"):
                 out[f"{rows}_{name}"] = getattr(pool, name)[:used].copy()
-            for name in ("neighbour", "weight"):
+            for name in ("neighbour", "weight", "near"):
                 out[f"{rows}_{name}"] = getattr(pool, name)[: int(pool.used[0])].copy()
         return out
 
@@ -371,11 +413,15 @@ class Statistics:
         for rows in ("pairs", "follows"):
             sizes = dumped[f"{rows}_size"].astype(np.int64)
             starts = np.concatenate([[0], np.cumsum(sizes)[:-1]]) if len(sizes) else sizes
-            pool = _empty_rows(self.capacity, max(1, int(sizes.sum())))
+            pool = _empty_rows(self.capacity, max(1, int(sizes.sum())), near=rows == "pairs")
             pool.start[index], pool.size[index], pool.capacity[index] = starts, sizes, sizes
             pool.total[index] = dumped[f"{rows}_total"]
+            if rows == "pairs" and "pairs_near" in dumped:  # a former release's snapshot does not tell it
+                pool.near_total[index] = dumped["pairs_near_total"]
+                pool.near[: sizes.sum()] = dumped["pairs_near"]
             # In the precision of the compiled code, so that a restored worker ranks to the bit as the others do.
             pool.inverse_root[:] = 1.0 / (1.0 + np.sqrt(pool.total).astype(np.float64))
+            pool.near_root[:] = 1.0 / (1.0 + np.sqrt(pool.near_total).astype(np.float64))
             pool.neighbour[: sizes.sum()] = index[dumped[f"{rows}_neighbour"]]
             pool.weight[: sizes.sum()] = dumped[f"{rows}_weight"]
             pool.used[0] = sizes.sum()
@@ -408,16 +454,19 @@ def unpack_dump(data: bytes) -> dict[str, Any]:
         raise StateError(f"unreadable statistics snapshot: {error}") from error
 
 
-def _empty_rows(items: int, pool: int) -> Rows:
+def _empty_rows(items: int, pool: int, *, near: bool) -> Rows:
     return Rows(
         start=np.zeros(items, np.int64),
         size=np.zeros(items, np.int32),
         capacity=np.zeros(items, np.int32),
         neighbour=np.zeros(pool, np.int32),
         weight=np.zeros(pool, np.float32),
+        near=np.zeros(pool if near else 0, np.float32),
         used=np.zeros(1, np.int64),
         total=np.zeros(items, np.float32),
         inverse_root=np.ones(items, np.float32),
+        near_total=np.zeros(items if near else 0, np.float32),
+        near_root=np.ones(items if near else 0, np.float32),
     )
 
 
@@ -434,8 +483,8 @@ def _empty(items: int) -> StatisticsArrays:
         top=np.zeros((TOP_LIST_COUNT, TOP_LIST_LENGTH), np.int32),
         top_size=np.zeros(TOP_LIST_COUNT, np.int64),
         top_place=np.full((TOP_LIST_COUNT, items), -1, np.int32),
-        pairs=_empty_rows(items, 4_096),
-        follows=_empty_rows(items, 4_096),
+        pairs=_empty_rows(items, 4_096, near=True),
+        follows=_empty_rows(items, 4_096, near=False),
         choosers=new_choosers(items),
         circumstances=new_circumstances(items),
     )
@@ -458,10 +507,11 @@ def _grown(old: StatisticsArrays, items: int) -> StatisticsArrays:
     keep = {name: getattr(old, name) for name in ("value_all", "clock", "top", "top_size")}
     for rows in ("pairs", "follows"):
         pool: Rows = getattr(old, rows)
-        wide = _empty_rows(items, 1)
-        for name in ("start", "size", "capacity", "total", "inverse_root"):
-            getattr(wide, name)[:n] = getattr(pool, name)
-        keep[rows] = wide._replace(neighbour=pool.neighbour, weight=pool.weight, used=pool.used)
+        wide = _empty_rows(items, 1, near=rows == "pairs")
+        for name in ("start", "size", "capacity", "total", "inverse_root", "near_total", "near_root"):
+            known = getattr(pool, name)
+            getattr(wide, name)[: len(known)] = known
+        keep[rows] = wide._replace(neighbour=pool.neighbour, weight=pool.weight, near=pool.near, used=pool.used)
     return new._replace(**keep)
 
 
@@ -476,10 +526,13 @@ def _compacted(rows: Rows, free: int) -> Rows:
         capacity=capacity.astype(np.int32),
         neighbour=np.zeros(used + free, np.int32),
         weight=np.zeros(used + free, np.float32),
+        near=np.zeros(used + free if len(rows.near_total) else 0, np.float32),
         used=np.array([used], np.int64),
     )
     within = np.arange(int(sizes.sum())) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     source, target = np.repeat(rows.start, sizes) + within, np.repeat(starts, sizes) + within
     new.neighbour[target] = rows.neighbour[source]
     new.weight[target] = rows.weight[source]
+    if len(new.near):
+        new.near[target] = rows.near[source]
     return new

@@ -272,6 +272,7 @@ def touches_of(
         first=np.array([r[3] for r in rows], np.bool_),
         strong=np.array([r[4] for r in rows], np.bool_),
         recent=recent,
+        recent_gap_ms=np.array([r[1] % 7 for r in rows], np.int64)[:, None] * 10_000 * np.arange(PAIR_WINDOW),
         tag=np.array([1 + r[1] % 997 for r in rows], np.int32),
         chosen=np.array([r[1] % 5 for r in rows], np.int32),
         gap_ms=np.array([r[1] % 11 * 60_000 - 1 for r in rows], np.int64),

@@ -57,6 +57,7 @@ def query(
         now_ms=np.array([now_ms], np.int64),
         last_ms=np.array([last_ms], np.int64),
         recent=row,
+        recent_ms=now_ms - 10_000 * np.arange(1, LEARNED_QUERY_WINDOW + 1)[None],
         liked=np.zeros((1, LEARNED_QUERY_WINDOW), np.bool_),
         person=np.zeros(1, np.int64),
         target=np.array([target], np.int32),

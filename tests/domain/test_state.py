@@ -98,12 +98,12 @@ def test_the_interactions_remembered_are_the_newest() -> None:
 
 def test_recent_items_are_distinct_and_latest_first() -> None:
     catalogue, state = catalogue_of(4), new_state()
-    for item in ("i0", "i1", "i2", "i1", "i3"):
-        state.remember_interaction(Recent(item, "click", None, 0))
-    assert state.recent_items(catalogue, 3) == [3, 1, 2]
-    assert state.copy().recent_items(catalogue, 3) == [3, 1, 2]
-    state.remember_interaction(Recent("i0", "click", None, 0))
-    assert state.recent_items(catalogue, 9) == [0, 3, 1, 2]
+    for at_ms, item in enumerate(("i0", "i1", "i2", "i1", "i3")):
+        state.remember_interaction(Recent(item, "click", None, at_ms))
+    assert state.recent_items(catalogue, 3) == ([3, 1, 2], [4, 3, 2])
+    assert state.copy().recent_items(catalogue, 3) == ([3, 1, 2], [4, 3, 2])
+    state.remember_interaction(Recent("i0", "click", None, 5))
+    assert state.recent_items(catalogue, 9) == ([0, 3, 1, 2], [5, 4, 3, 2])
 
 
 def test_only_the_first_touch_of_an_item_counts_as_first() -> None:

@@ -93,6 +93,7 @@ def described(statistics: Statistics, recent: Sequence[int], items: int) -> tupl
         now_ms=np.array([START_MS + 600_000_000]),
         last_ms=np.array([-1]),
         recent=row,
+        recent_ms=np.full((1, LEARNED_QUERY_WINDOW), START_MS),
         liked=np.zeros((1, LEARNED_QUERY_WINDOW), np.bool_),
         person=np.zeros(1, np.int64),
         target=np.array([-1], np.int32),

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from models.domain.catalogue import Catalogue
+from models.domain.circumstances import NOT_TOLD
 from models.domain.deltas import Ledger, encode_delta
 from models.domain.ranking import AdaptiveWeights, bootstrap_weights
 from models.domain.statistics import PAIR_WINDOW, Statistics, Touches
@@ -35,6 +36,7 @@ def _touches(items: list[int], start_ms: int) -> Touches:
         first=np.ones(len(items), np.bool_),
         strong=np.zeros(len(items), np.bool_),
         recent=recent,
+        recent_gap_ms=np.where(recent >= 0, 5_000, NOT_TOLD).astype(np.int64),
         tag=1 + np.arange(len(items), dtype=np.int32),
         chosen=np.zeros(len(items), np.int32),
         gap_ms=np.full(len(items), 60_000, np.int64),
