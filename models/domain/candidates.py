@@ -248,8 +248,7 @@ def _explain(neighbour, weight, w80, other, strongest, because):  # type: ignore
         because[item] = other if better else because[item]
 
 
-# Keys are told apart by their exponent and three bits of the mantissa: positive numbers, as whole numbers, are ordered as
-# they are.
+# Keys are told apart by their exponent and three bits of the mantissa: positive numbers are ordered as their bits are.
 _BIN_BITS = 20
 _BINS = 1 << (31 - _BIN_BITS)
 

@@ -106,11 +106,11 @@ def usual(circumstances):  # type: ignore[no-untyped-def]  # pragma: no cover - 
 
 
 @njit(cache=True)
-def measure(circumstances, choosers, items, clock, touches, born_ms, since_ms, levels, born_since):  # type: ignore[no-untyped-def]  # pragma: no cover
+def measure(circumstances, choosers, items, clock, touches, born_ms, touched_ms, since_ms, levels, born_since):  # type: ignore[no-untyped-def]  # pragma: no cover
     """
     Args:
         items: int32[k], of a list.
-        touches, born_ms: of all items.
+        touches, born_ms, touched_ms: of all items.
         since_ms: time of the user's latest event, -1 = none.
         levels: float32[k, CIRCUMSTANCE_LEVELS], filled with what some features are the logarithms of.
         born_since: bool[k], filled: whether the item came since.
@@ -124,8 +124,9 @@ def measure(circumstances, choosers, items, clock, touches, born_ms, since_ms, l
         level[1] = (touches[item] + _HALF) * per_event
         level[2] = (total + _HALF) * per_event
         since = 0
-        for k in range(min(total, CHOOSERS)):
-            since += choosers.time_ms[item, k] > since_ms
+        if touched_ms[item] > since_ms:  # of most items nothing is new
+            for k in range(min(total, CHOOSERS)):
+                since += choosers.time_ms[item, k] > since_ms
         level[3] = 1.0 + since
         born_since[row] = born_at >= 0.0 and born_ms[item] > since_ms
 

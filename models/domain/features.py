@@ -367,6 +367,7 @@ def _describe_more(arrays, scratch, vectors, query, people, lists, row):  # type
         arrays.clock[0],
         arrays.touches,
         arrays.born_ms,
+        arrays.touched_ms,
         query.last_ms[row],
         levels[:, _CIRCUMSTANCE_LEVELS:_FIRST_LEVEL],
         born_since,

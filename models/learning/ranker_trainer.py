@@ -59,6 +59,15 @@ class RankerFit(NamedTuple):
     """nDCG@10 there; NaN without a validation part."""
 
 
+class Foreseen(NamedTuple):
+    """What a fit on the earlier lists made of the later ones."""
+
+    updates: int
+    """After which it foresaw them best."""
+    places: npt.NDArray[np.float64]
+    """float64[later lists], as `RankerTrainer.places`."""
+
+
 class RankerTrainer:
     """One ranker, from its first fit on. Deterministic by seed.
 
@@ -116,20 +125,20 @@ class RankerTrainer:
         self.served.load_state_dict(kept)
         return RankerFit(passed, float(found.mean()))
 
-    def fit_latest(self, lists: Lists, latest: int) -> RankerFit | None:
+    def fit_latest(self, lists: Lists, latest: int) -> Foreseen | None:
         """Choose how long to train by the lists from row `latest` on, then fit anew on all of them for as long.
 
-        Returns: how the first of both fits ended; None where there are no rows on one side.
+        Returns: how the first of both fits foresaw those; None where there are no rows on one side.
         """
         config, rows = self.config, np.arange(len(lists.at))
         updates = min(config.updates, max(config.first_check, config.passes * len(rows) // config.batch))
-        chosen = None
+        foreseen = None
         if 0 < latest < len(rows):
-            chosen = self.fit(lists, rows[:latest], updates=updates, validation=rows[latest:])
-            updates = chosen.updates
+            updates = self.fit(lists, rows[:latest], updates=updates, validation=rows[latest:]).updates
+            foreseen = Foreseen(updates, self.places(lists, rows[latest:]))
         # Anew on everything: what was held back is the latest, and the latest tells most of what comes next.
         self.fit(lists, rows, updates=updates)
-        return chosen
+        return foreseen
 
     def update(self, lists: Lists, new: npt.NDArray[np.int64], old: npt.NDArray[np.int64]) -> None:
         """One pass over new lists, mixed with replayed ones."""

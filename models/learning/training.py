@@ -188,26 +188,19 @@ class Training:
 
     def _fit_ranker(self, lists: Lists, end: int) -> None:
         """Choose on the latest tenth how long to train, then fit on all lists for as long."""
-        started, config = time.monotonic(), self.config.ranker
-        latest = int((1.0 - self.config.validation) * end)
-        early, late = lists.before(latest), np.arange(len(lists.before(latest)), len(lists.at))
-        updates = min(config.updates, max(config.first_check, config.passes * len(lists.at) // config.batch))
-        if len(early) and len(late):
-            chosen = self.rankers.fit(lists, early, updates=updates, validation=late)
-            found = len(late) / max(1, int(np.sum(self.asked >= latest)))
-            places = self.rankers.places(lists, late)
+        started, latest = time.monotonic(), int((1.0 - self.config.validation) * end)
+        foreseen = self.rankers.fit_latest(lists, len(lists.before(latest)))
+        if foreseen is not None:
+            found = len(foreseen.places) / max(1, int(np.sum(self.asked >= latest)))
             self.metrics |= {
-                "validation_ndcg_at_10": mean_ndcg(places) * found,
-                "validation_hr_at_10": hit_rate(places) * found,
+                "validation_ndcg_at_10": mean_ndcg(foreseen.places) * found,
+                "validation_hr_at_10": hit_rate(foreseen.places) * found,
                 "validation_recall": found,
             }
             self.report(
-                f"ranker after {chosen.updates:,} updates: nDCG@10 {self.metrics['validation_ndcg_at_10']:.4f} on the "
-                f"latest tenth, where {found:.1%} of what was chosen is among the candidates"
+                f"ranker after {foreseen.updates:,} updates: nDCG@10 {self.metrics['validation_ndcg_at_10']:.4f} on "
+                f"the latest tenth, where {found:.1%} of what was chosen is among the candidates"
             )
-            updates = chosen.updates
-        # Anew on everything: what was held back is the latest, and the latest tells most of what comes next.
-        self.rankers.fit(lists, np.arange(len(lists.at)), updates=updates)
         self.report(f"ranker fitted on {len(lists.at):,} lists in {time.monotonic() - started:.0f} s")
 
     def _fit_reader(self, player: Player, mark: int, *, needed: bool) -> None:

@@ -43,6 +43,7 @@ def seen(
         arrays.clock[0],
         arrays.touches,
         arrays.born_ms,
+        arrays.touched_ms,
         since_ms,
         levels,
         born_since,
