@@ -44,7 +44,7 @@ class RankerConfig:
     """Updates before the first look at the validation part; every next look comes after twice as many. Short streams
     are learned by heart within some hundred updates, long ones take thousands."""
     online_rate: float = 1e-3
-    replay: int = 9
+    replay: int = 3
     """Earlier lists to each new one in an online update."""
     average: float = 0.98
     """Share of the served weights that an online update keeps."""
