@@ -243,10 +243,13 @@ def workers(tmp_path: Path) -> Iterator[Callable[..., Worker]]:
 
 
 def delivered(*files: Path) -> list[tuple[str, int, int, str]]:
-    """Everything handed to handlers, in the order of the files."""
+    """Everything handed to handlers, in the order of the files. The last line may still be under way: it counts once it
+    is whole."""
     found = []
     for file in files:
-        for line in file.read_text().splitlines() if file.exists() else []:
+        for line in file.read_text().splitlines(keepends=True) if file.exists() else []:
+            if not line.endswith("\n"):
+                continue
             topic, partition, offset, value = line.split()
             found.append((topic, int(partition), int(offset), value))
     return found
