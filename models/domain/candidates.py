@@ -48,7 +48,7 @@ LEARNED_QUERY_WINDOW = 20
 # A list is explained by one of the latest five items: an older one rarely carries it, and every item asked costs a
 # comparison.
 REASON_WINDOW = 5
-# An item chosen near others hardly ever is near to none for certain.
+# Added to all that the last item was ever near to: a single pair is no certainty.
 _NEAR_PRIOR = 3.0
 # Columns of Scratch.covisit and Scratch.follow.
 COVISIT_80, COVISIT_95, COVISIT_50, COVISIT_LAST, COVISIT_LIKED = range(5)

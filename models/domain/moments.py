@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from models.domain.state import Recent, RecentItems, UserState
+from models.domain.state import NO_ITEMS, Recent, RecentItems, UserState
 
 
 class Row(NamedTuple):
@@ -67,9 +67,7 @@ class Moment(NamedTuple):
     value: float = 0.0
     first: bool = False
     strong: bool = False
-    recent: Sequence[int] = ()
-    recent_ms: Sequence[int] = ()
-    """Times of the user's latest interaction with each."""
+    recent: RecentItems = NO_ITEMS
     tag: int = 0
     chosen: int = 0
     since_ms: int = -1

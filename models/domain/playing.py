@@ -6,7 +6,7 @@ Turns the agenda into arrays for one compiled pass (`ranking.play`) and takes ov
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ from models.domain.habits import habits_of, people_of
 from models.domain.moments import Agenda, Row
 from models.domain.ports import F32
 from models.domain.ranking import AdaptiveWeights, Timeline
+from models.domain.state import RecentItems
 from models.domain.statistics import PAIR_WINDOW, Touches
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 # "Strong" feedback is four stars of five, or a kind that says more than a click.
 STRONG_LIKING = 0.6
-_Whole = TypeVar("_Whole", np.int32, np.int64)
 # Items of the catalogue that may fill a short list; a user who has seen all of them is served by the other sources.
 NEWEST = 256
 
@@ -82,7 +82,7 @@ def _timeline(agenda: Agenda, learn: bool) -> Timeline:
     moments = agenda.moments
     event_time_ms = np.array([m.event_time_ms for m in moments], np.int64)
     since_ms = np.array([m.since_ms for m in moments], np.int64)
-    recent_ms = _padded([m.recent_ms for m in moments], PAIR_WINDOW, np.int64)
+    recent, recent_ms = _recent([m.recent for m in moments], PAIR_WINDOW)
     return Timeline(
         ask_row=np.array([m.ask_row for m in moments], np.int64),
         ask_fresh=np.array([m.ask_fresh for m in moments], np.bool_),
@@ -95,7 +95,7 @@ def _timeline(agenda: Agenda, learn: bool) -> Timeline:
         value=np.array([m.value for m in moments], np.float32),
         first=np.array([m.first for m in moments], np.bool_),
         strong=np.array([m.strong for m in moments], np.bool_),
-        recent=_padded([m.recent for m in moments], PAIR_WINDOW, np.int32),
+        recent=recent,
         recent_gap_ms=np.maximum(event_time_ms[:, None] - recent_ms, 0),
         tag=np.array([m.tag for m in moments], np.int32),
         chosen=np.array([m.chosen for m in moments], np.int32),
@@ -131,13 +131,14 @@ def _query(pipeline: Pipeline, agenda: Agenda, vectors: Sequence[F32], options: 
     excluded = np.concatenate([row.excluded for row in rows]) if len(rows) else np.empty(0, np.int32)
     # A log-linear ranker is asked as far back as ever, also where more features are computed than it reads.
     window = LEARNED_QUERY_WINDOW if pipeline.learned else QUERY_WINDOW
+    recent, recent_ms = _recent([row.recent for row in rows], window)
     deep = np.array([pipeline.learned or row.travels for row in rows], np.bool_)
     return Query(
         user=users,
         now_ms=np.array([row.now_ms for row in rows], np.int64),
         last_ms=np.array([row.last_ms for row in rows], np.int64),
-        recent=_padded([row.recent.item[:window] for row in rows], window, np.int32),
-        recent_ms=_padded([row.recent.time_ms[:window] for row in rows], window, np.int64),
+        recent=recent,
+        recent_ms=recent_ms,
         liked=_liked(rows, deep, options),
         history=np.array([row.history for row in rows], np.float32),
         chosen=np.array([row.chosen for row in rows], np.float32),
@@ -202,9 +203,10 @@ def _liked(rows: Sequence[Row], deep: npt.NDArray[np.bool_], options: PipelineOp
     return out
 
 
-def _padded(rows: Sequence[Sequence[int]], length: int, dtype: type[_Whole]) -> npt.NDArray[_Whole]:
-    """[rows, length], -1 where a row is shorter."""
-    out = np.full((len(rows), length), -1, dtype)
+def _recent(rows: Sequence[RecentItems], length: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+    """int32[rows, length] and int64[rows, length], the latest items and their times, -1 where there are fewer."""
+    item, time_ms = np.full((len(rows), length), -1, np.int32), np.full((len(rows), length), -1, np.int64)
     for at, row in enumerate(rows):
-        out[at, : len(row)] = row
-    return out
+        known = min(len(row.item), length)
+        item[at, :known], time_ms[at, :known] = row.item[:length], row.time_ms[:length]
+    return item, time_ms

@@ -23,7 +23,6 @@ from models.domain.moments import Agenda, Choice, Moment, Row
 from models.domain.ports import F32, NO_VALUE
 from models.domain.read_values import read_values
 from models.domain.state import Recent, RecentItems, UserState, event_hash
-from models.domain.statistics import PAIR_WINDOW
 from models.domain.telling import MadeLists, Telling
 from models.domain.writing import Writer
 
@@ -211,8 +210,7 @@ class Slice:
                 value=liking,
                 first=first,
                 strong=liking > playing.STRONG_LIKING,
-                recent=recent.item[:PAIR_WINDOW],
-                recent_ms=recent.time_ms[:PAIR_WINDOW],
+                recent=recent,
                 tag=state.tag,
                 chosen=chosen,
                 since_ms=since_ms,

@@ -65,6 +65,9 @@ class RecentItems(NamedTuple):
     """Of the user's latest interaction with each."""
 
 
+NO_ITEMS = RecentItems([], [])
+
+
 class UserState:
     """One user's folded history. Copied before it is changed, so that a failed batch leaves the cached one alone."""
 

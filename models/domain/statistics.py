@@ -62,10 +62,10 @@ PAIR_WINDOW = 12
 _PAIR_WEIGHTS = (0.9 ** np.arange(PAIR_WINDOW)).astype(np.float32)
 # Directed pairs ("after this, that") look three items back.
 FOLLOW_WINDOW = 3
+_FOLLOW_WEIGHTS = (0.6 ** np.arange(FOLLOW_WINDOW)).astype(np.float32)
 # Two choices of one page, basket or visit have more in common than two of one user: beside its weight a pair keeps how
 # near in time it was chosen, which is half for this gap (models/README.md: 5 to 60 s are alike).
 NEAR_MS = 20_000.0
-_FOLLOW_WEIGHTS = (0.6 ** np.arange(FOLLOW_WINDOW)).astype(np.float32)
 # Neighbours kept an item: bounds memory at 12 KiB an item; 1,682 films lose nothing measurable, and a catalogue of a
 # million items rarely has an item with a thousand real neighbours.
 MAX_NEIGHBOURS = 512
@@ -209,47 +209,35 @@ def nearness(gap_ms):  # type: ignore[no-untyped-def]  # pragma: no cover - comp
 
 @njit(cache=True)
 def _add_pair(rows, item, other, weight, near, clock):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
-    start, size, kept = rows.start[item], rows.size[item], rows.near.shape[0] > 0
+    # In one piece: to hand the tuple of arrays on takes longer than what is done with it.
+    start, size, keeps_near = rows.start[item], rows.size[item], rows.near.shape[0] > 0
     found = _find(rows.neighbour, start, np.int64(size), other)
-    if found >= 0:
-        rows.weight[start + found] += weight
-        if kept:
-            rows.near[start + found] += near
-        return
-    if size < rows.capacity[item]:
-        rows.neighbour[start + size] = other
-        rows.weight[start + size] = weight
-        if kept:
-            rows.near[start + size] = near
-        rows.size[item] = size + 1
-        return
-    if size < MAX_NEIGHBOURS:
-        grown = min(MAX_NEIGHBOURS, max(_FIRST_ROW, 2 * size))
-        moved = rows.used[0]
-        rows.used[0] = moved + grown
+    entry, is_new = start + found, found < 0
+    if is_new and size == rows.capacity[item] and size < MAX_NEIGHBOURS:
+        moved, grown = rows.used[0], min(MAX_NEIGHBOURS, max(_FIRST_ROW, 2 * size))
         for k in range(size):
             rows.neighbour[moved + k] = rows.neighbour[start + k]
             rows.weight[moved + k] = rows.weight[start + k]
-            if kept:
-                rows.near[moved + k] = rows.near[start + k]
-        rows.neighbour[moved + size] = other
-        rows.weight[moved + size] = weight
-        if kept:
-            rows.near[moved + size] = near
-        rows.start[item] = moved
-        rows.capacity[item] = grown
+        for k in range(size if keeps_near else 0):
+            rows.near[moved + k] = rows.near[start + k]
+        start = moved
+        rows.start[item], rows.capacity[item] = moved, grown
+        rows.used[0] = moved + grown
+    if is_new and size < MAX_NEIGHBOURS:
+        entry = start + size
         rows.size[item] = size + 1
-        return
-    first, stride = (np.int64(clock) * 7919) % size, size // _EVICTION_LOOK
-    weakest = start + first
-    for k in range(1, _EVICTION_LOOK):
-        at = start + (first + k * stride) % size
-        if rows.weight[at] < rows.weight[weakest]:
-            weakest = at
-    rows.neighbour[weakest] = other
-    rows.weight[weakest] = weight
-    if kept:
-        rows.near[weakest] = near
+    elif is_new:
+        first, stride = (np.int64(clock) * 7919) % size, size // _EVICTION_LOOK
+        entry = start + first
+        for k in range(1, _EVICTION_LOOK):
+            at = start + (first + k * stride) % size
+            entry = at if rows.weight[at] < rows.weight[entry] else entry
+    if is_new:
+        rows.neighbour[entry] = other
+        rows.weight[entry] = 0.0
+    rows.weight[entry] += weight
+    if keeps_near:
+        rows.near[entry] = near if is_new else rows.near[entry] + near
 
 
 @njit(cache=True)

@@ -15,17 +15,13 @@ from models.domain.features import NEAR_FEATURES
 from models.domain.statistics import NEAR_MS, Rows, Statistics, nearness, pack_dump, unpack_dump
 from tests.domain.helpers import START_MS, LearnedRanker, Player, click, make_pipeline, records, touches_of
 from tests.domain.test_features import describe, feature, query
-from tests.domain.test_statistics import Row, counted, random_rows, touch_rows
+from tests.domain.test_statistics import Row, counted, pairs_of, random_rows, touch_rows
 
 HALF = int(NEAR_MS)
 
 
 def near_of(rows: Rows) -> dict[int, dict[int, float]]:
-    found = {}
-    for item in np.flatnonzero(rows.size).tolist():
-        at = slice(int(rows.start[item]), int(rows.start[item] + rows.size[item]))
-        found[item] = dict(zip(rows.neighbour[at].tolist(), rows.near[at].tolist(), strict=True))
-    return found
+    return pairs_of(rows, "near")
 
 
 def test_nearness_is_one_at_once_half_after_its_gap_and_none_where_no_gap_is_told() -> None:
@@ -86,7 +82,7 @@ def test_a_snapshot_of_a_former_release_tells_none() -> None:
 
 
 def test_a_list_sees_how_near_the_candidates_were_to_what_the_user_does_now() -> None:
-    """Item 10 came at once after 50, item 11 a day later; 60 is what the user did long ago."""
+    """Item 10 came at once after 50, item 11 a day later."""
     statistics = Statistics(100)
     touches = touches_of([(10, START_MS, 1.0, True, False, [50]), (11, START_MS, 1.0, True, False, [50])])
     touches.recent_gap_ms[:, 0] = 0, 86_400_000

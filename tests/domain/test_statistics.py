@@ -75,11 +75,16 @@ def counted(rows: Sequence[Row], capacity: int = 64) -> Statistics:
     return statistics
 
 
-def pairs_of(rows: Rows) -> dict[int, dict[int, float]]:
+def pairs_of(rows: Rows, what: str = "weight") -> dict[int, dict[int, float]]:
+    """By item and neighbour.
+
+    Args:
+        what: `near` or `weight`.
+    """
     found = {}
     for item in np.flatnonzero(rows.size).tolist():
         at = slice(int(rows.start[item]), int(rows.start[item] + rows.size[item]))
-        found[item] = dict(zip(rows.neighbour[at].tolist(), rows.weight[at].tolist(), strict=True))
+        found[item] = dict(zip(rows.neighbour[at].tolist(), getattr(rows, what)[at].tolist(), strict=True))
         assert len(found[item]) == rows.size[item]
     return found
 
