@@ -1,4 +1,4 @@
-"""What the past says about the next value: running means of users and items as one row of numbers.
+"""What the past says about the next value: running means of users, items and their kin as one row of numbers.
 
 Strictly past: `row` reads, `update` folds the event in afterwards. Knows no model; a row has `COLUMNS` numbers.
 """
@@ -9,9 +9,12 @@ import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+
+from models.domain.events import Item
 
 F32 = npt.NDArray[np.float32]
 
@@ -25,13 +28,30 @@ MARKS = (0.5, 0.7, 0.9)
 # Shares passing each mark before the first value, and the pseudo-counts a user's and an item's shares are drawn by.
 START_PASSED = (0.95, 0.88, 0.7)
 USER_MARK_SHRINKAGE, ITEM_MARK_SHRINKAGE = 3.0, 5.0
-COLUMNS = 23
+# What is said of an item's kin counts until its own values are many: like eight of them, drawn to 0 by thirty.
+KIN_SHRINKAGE, KIN_WEIGHT = 30.0, 8.0
+COLUMNS = 25
 RECENT = 0.99
 # Values sent with one time stamp that are remembered, until the next stamp.
 MAX_SAME_TIME = 20
 DAY_MS = 86_400_000
 # Users and items remembered; the longest untouched are forgotten. Some 500 bytes each.
 CAPACITY = 1_000_000
+
+
+class Kin(NamedTuple):
+    """What an item shares with others by what the catalogue declares; empty where it declares nothing."""
+
+    categories: tuple[str, ...] = ()
+    maker: str = ""
+    """The title's first word: of what is sold mostly a brand, of what is not a word like any other."""
+
+    @classmethod
+    def of(cls, item: Item) -> Kin:
+        return cls(item.categories, item.title.lower().partition(" ")[0])
+
+
+NO_KIN = Kin()
 
 
 @dataclass(slots=True)
@@ -59,10 +79,12 @@ class PastValues:
         self._capacity = capacity
         self._users: OrderedDict[str, _Record] = OrderedDict()
         self._items: OrderedDict[str, _Record] = OrderedDict()
+        self._categories: OrderedDict[str, _Record] = OrderedDict()
+        self._makers: OrderedDict[str, _Record] = OrderedDict()
         self._sum, self._count, self._recent = START * START_WEIGHT, START_WEIGHT, START
         self._passed, self._marked = list(START_PASSED), 1
 
-    def row(self, user_id: str, item_id: str, time_ms: int) -> F32:
+    def row(self, user_id: str, item_id: str, time_ms: int, kin: Kin = NO_KIN) -> F32:
         """float32[COLUMNS], what is known before the event; changes nothing."""
         user, item = self._users.get(user_id) or _Record(), self._items.get(item_id) or _Record()
         overall = self._sum / self._count
@@ -83,10 +105,13 @@ class PastValues:
             float(user.valued == 0),
             *self._marks(user, USER_MARK_SHRINKAGE),
             *self._marks(item, ITEM_MARK_SHRINKAGE),
+            *self._of_kin(item, kin),
         )
         return np.array(numbers, np.float32)
 
-    def update(self, user_id: str, item_id: str, time_ms: int, value: float | None, length: int) -> None:
+    def update(
+        self, user_id: str, item_id: str, time_ms: int, value: float | None, length: int, kin: Kin = NO_KIN
+    ) -> None:
         """Fold one event in.
 
         Args:
@@ -100,10 +125,10 @@ class PastValues:
             user.texts += 1
             user.log_length += math.log1p(length)
         if value is not None:
-            self._value(user, item, value)
+            self._value(user, item, kin, value)
         user.last_ms = time_ms
 
-    def _value(self, user: _Record, item: _Record, value: float) -> None:
+    def _value(self, user: _Record, item: _Record, kin: Kin, value: float) -> None:
         centred = value - self._sum / self._count
         of_user, of_item = user.mean(USER_SHRINKAGE[1]), item.mean(ITEM_SHRINKAGE[1])
         # Each is credited with what the other does not explain.
@@ -112,6 +137,11 @@ class PastValues:
             record.valued += 1
             for at, mark in enumerate(MARKS):
                 record.passed[at] += value > mark
+        for records, names in ((self._categories, kin.categories), (self._makers, (kin.maker,) if kin.maker else ())):
+            for name in names:
+                like = self._touch(records, name)
+                like.residuals += centred - of_user
+                like.valued += 1
         user.same_time = [*user.same_time, value][-MAX_SAME_TIME:]
         user.last_value = value
         user.lowest = value if user.lowest is None else min(user.lowest, value)
@@ -126,6 +156,16 @@ class PastValues:
             (own - passed / self._marked * record.valued) / (record.valued + shrinkage)
             for own, passed in zip(record.passed, self._passed, strict=True)
         ]
+
+    def _of_kin(self, item: _Record, kin: Kin) -> tuple[float, float]:
+        """What its categories and its maker say of an item, the less the more it was valued itself."""
+        share = KIN_WEIGHT / (KIN_WEIGHT + item.valued)
+        known = [self._categories[name].mean(KIN_SHRINKAGE) for name in kin.categories if name in self._categories]
+        maker = self._makers.get(kin.maker)
+        return (
+            share * sum(known) / max(1, len(known)),
+            0.0 if maker is None else share * maker.mean(KIN_SHRINKAGE),
+        )
 
     def _touch(self, records: OrderedDict[str, _Record], key: str) -> _Record:
         record = records.get(key)
@@ -142,18 +182,24 @@ def _above(value: float | None, overall: float) -> float:
 
 
 def past_rows(
-    users: Sequence[str], items: Sequence[str], times_ms: Sequence[int], values: Sequence[float], lengths: Sequence[int]
+    users: Sequence[str],
+    items: Sequence[str],
+    times_ms: Sequence[int],
+    values: Sequence[float],
+    lengths: Sequence[int],
+    kin: Sequence[Kin] | None = None,
 ) -> F32:
     """float32[n, COLUMNS]: every event's row from the events before it alone.
 
     Args:
         values: shares of the value scale, 0 to 1; negative where the event has none.
         lengths: of the events' texts, in characters, 0 for none.
+        kin: of the events' items; None where the catalogue declares nothing.
     """
     past = PastValues()
     rows = np.zeros((len(users), COLUMNS), np.float32)
-    events = zip(users, items, times_ms, values, lengths, strict=True)
-    for at, (user, item, time_ms, value, length) in enumerate(events):
-        rows[at] = past.row(user, item, time_ms)
-        past.update(user, item, time_ms, value if value >= 0 else None, length)
+    events = zip(users, items, times_ms, values, lengths, kin or [NO_KIN] * len(users), strict=True)
+    for at, (user, item, time_ms, value, length, shared) in enumerate(events):
+        rows[at] = past.row(user, item, time_ms, shared)
+        past.update(user, item, time_ms, value if value >= 0 else None, length, shared)
     return rows

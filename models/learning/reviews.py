@@ -12,9 +12,9 @@ import numpy as np
 
 from models.domain.batch import PipelineOptions
 from models.domain.errors import TrainingError
-from models.domain.events import Event, Interaction, encoded_text
+from models.domain.events import Event, Interaction, Item, encoded_text
 from models.domain.ports import F32
-from models.learning.past_values import PastValues
+from models.learning.past_values import NO_KIN, Kin, PastValues
 from models.learning.review_value import fit_review_value
 from models.learning.review_value_weights import ReviewValueWeights
 
@@ -36,15 +36,18 @@ class FittedReader(NamedTuple):
     """float32[len(texts), E]."""
 
 
-def fit_reader(events: Sequence[Event], texts: Mapping[str, F32], options: PipelineOptions) -> FittedReader | None:
+def fit_reader(
+    events: Sequence[Event], texts: Mapping[str, F32], options: PipelineOptions, items: Sequence[Item] = ()
+) -> FittedReader | None:
     """Fit on the events' reviews, choosing on their latest tenth.
 
     Args:
         events: in time order.
         texts: embedding of each text that they carry.
+        items: what the catalogue declares.
     Returns: None where reviews are too few, all of one value, or read no better than the value's past foresees.
     """
-    past = PastValues()
+    past, kin = PastValues(), {str(item.item_id): Kin.of(item) for item in items}
     found: list[tuple[str, F32, float, F32]] = []
     for event in events:
         if not isinstance(event, Interaction):
@@ -52,9 +55,10 @@ def fit_reader(events: Sequence[Event], texts: Mapping[str, F32], options: Pipel
         vector = texts.get(encoded_text(event) or "")
         user, item, text = str(event.user_id), str(event.item_id), event.text or ""
         share = None if event.value is None else options.share(event.value)
+        shared = kin.get(item, NO_KIN)
         if share is not None and vector is not None:
-            found.append((text, vector, share, past.row(user, item, event.event_time_ms)))
-        past.update(user, item, event.event_time_ms, share, len(text))
+            found.append((text, vector, share, past.row(user, item, event.event_time_ms, shared)))
+        past.update(user, item, event.event_time_ms, share, len(text), shared)
     found = found[-MOST_REVIEWS:]
     fit_end = int((1.0 - VALIDATION) * len(found))
     if len(found) < LEAST_REVIEWS:

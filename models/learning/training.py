@@ -8,7 +8,7 @@ learns from. Source: research/joint-ranker.md.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,7 +16,7 @@ import torch
 
 from models.domain.candidates import SOURCE_COUNT
 from models.domain.errors import TrainingError
-from models.domain.events import Interaction
+from models.domain.events import Interaction, Item
 from models.domain.features import FEATURES
 from models.domain.pipeline import Pipeline
 from models.domain.ports import F32, Ranker, UserEncoder, ValueReader
@@ -86,6 +86,7 @@ class Training:
     """The two networks on their way through a log. `models.domain.protocol.Learner`.
 
     Args:
+        items: what the catalogue declares.
         make_encoder, make_ranker, make_reader: the serving form of weights.
         report: told what happens, a line each.
     """
@@ -95,13 +96,14 @@ class Training:
         builder: LogBuilder,
         config: TrainingConfig,
         *,
+        items: Sequence[Item] = (),
         seed: int,
         make_encoder: Callable[[EncoderWeights], UserEncoder],
         make_ranker: Callable[[RankerWeights, int, F32], Ranker],
         make_reader: Callable[[FittedReader], ValueReader],
         report: Callable[[str], None] = lambda _: None,
     ) -> None:
-        self.builder, self.config, self.report = builder, config, report
+        self.builder, self.config, self.items, self.report = builder, config, items, report
         self.make_encoder, self.make_ranker, self.make_reader = make_encoder, make_ranker, make_reader
         self.fitted_reader: FittedReader | None = None
         self.reader: ValueReader | None = None
@@ -212,7 +214,7 @@ class Training:
         events, started = player.events[:mark], time.monotonic()
         if not needed and not any(isinstance(e, Interaction) and e.text and e.value is None for e in events):
             return
-        fitted = fit_reader(events, player.texts, player.options)
+        fitted = fit_reader(events, player.texts, player.options, self.items)
         if fitted is not None:
             self.fitted_reader, self.reader = fitted, self.make_reader(fitted)
             of_text, of_past = (

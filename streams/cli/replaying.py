@@ -100,6 +100,7 @@ class Prepared(NamedTuple):
     bundle: Bundle
     bundle_path: Path
     options: PipelineOptions
+    items: Sequence[Item]
     pipeline: Pipeline
     """Its catalogue holds the items."""
     item_text: F32
@@ -117,4 +118,4 @@ def prepare(settings: Settings, contract: EventContract, events: Sequence[Event]
     options = pipeline_options(settings, contract)
     pipeline = make_pipeline(bundle, options)
     item_text = fill_catalogue(pipeline.catalogue, items, bundle)
-    return Prepared(bundle, path, options, pipeline, item_text, encode_event_texts(events, bundle))
+    return Prepared(bundle, path, options, items, pipeline, item_text, encode_event_texts(events, bundle))

@@ -58,6 +58,7 @@ def make_training(events: Sequence[Event], prepared: Prepared, *, seed: int, rep
     return Training(
         builder,
         TrainingConfig(),
+        items=prepared.items,
         seed=seed,
         make_encoder=make_encoder,
         make_ranker=form.ranker,

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 from export.review_value import export_review_value, open_review_value, review_value_graph
 from models.domain.errors import EncoderError, ParityError, TrainingError
+from models.domain.events import Item
 from models.domain.review_text import BUCKETS, F32, MAX_CHARACTERS, hashed_terms
 from models.encoders.bundle import Bundle
 from models.encoders.review_value import OnnxReviewValue
-from models.learning.past_values import COLUMNS, DAY_MS, PastValues, past_rows
+from models.learning.past_values import COLUMNS, DAY_MS, NO_KIN, Kin, PastValues, past_rows
 from models.learning.review_value_weights import ReviewValueWeights, from_state, from_text
 
 EMBEDDING, PAST, LEVELS = 12, 7, 4
@@ -130,6 +131,30 @@ def test_a_generous_user_and_a_poor_item_move_their_means() -> None:
         past.update(f"u{k}", "poor", k, 0.2, 0)
     assert past.row("generous", "new", 99)[3] > 0.1
     assert past.row("new", "poor", 99)[6] < -0.1
+
+
+def test_an_item_is_foreseen_by_its_kin_until_it_has_values_of_its_own() -> None:
+    past = PastValues()
+    cable, drum = Kin(("cables",), "acme"), Kin(("drums",), "thump")
+    for k in range(60):
+        past.update(f"u{k}", f"cable{k}", k, 0.2, 0, cable)
+        past.update(f"v{k}", f"drum{k}", k, 1.0, 0, drum)
+    bad, good, stranger = (past.row("new", "thing", 99, kin)[-2:] for kin in (cable, drum, Kin(("harps",), "string")))
+    assert (bad < -0.1).all()
+    assert (good > 0.05).all()
+    assert (stranger == 0.0).all()
+    np.testing.assert_allclose(
+        past.row("new", "thing", 99, Kin(("cables", "drums"), ""))[-2], (bad[0] + good[0]) / 2, rtol=1e-5
+    )
+    past.update("w", "thing", 98, 0.8, 0, drum)
+    own = past.row("new", "thing", 99, cable)[-2:]
+    np.testing.assert_allclose(own, bad * 8 / 9, rtol=0.02)
+
+
+def test_kin_is_what_the_catalogue_declares() -> None:
+    item = Item(item_id="i", title="Fender FC-5 Pedal", categories=("Pedals", "Switches"))
+    assert Kin.of(item) == Kin(("Pedals", "Switches"), "fender")
+    assert Kin.of(Item(item_id="j")) == NO_KIN
 
 
 def test_values_of_an_earlier_time_stamp_are_not_of_this_one() -> None:
