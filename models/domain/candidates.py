@@ -162,14 +162,14 @@ def new_scratch(items: int) -> Scratch:
 
 
 @njit(cache=True)
-def propose(arrays, scratch, available, query, lists, row, worth, learned):  # type: ignore[no-untyped-def]  # pragma: no cover
+def propose(arrays, scratch, available, query, lists, row, turns, learned):  # type: ignore[no-untyped-def]  # pragma: no cover
     """Fill in the candidates of list `row`; leaves the co-visitation sums in the scratch for the features."""
     scratch.stamp[0] += 1
     for e in range(query.excluded_from[row], query.excluded_to[row]):
         if query.excluded[e] >= 0:
             scratch.excluded[query.excluded[e]] = scratch.stamp[0]
     best = _sum_covisitation(arrays, scratch, available, query, row, learned)
-    _take_turns(arrays, scratch, available, query, lists, row, worth, best)
+    _take_turns(arrays, scratch, available, query, lists, row, turns, best)
 
 
 @njit(cache=True)
@@ -289,44 +289,50 @@ def _best_covisited(arrays, scratch, available, touched):  # type: ignore[no-unt
     return min(count, limit)
 
 
+def turns_of(worth: npt.NDArray[np.float64], depth: int) -> npt.NDArray[np.int8]:
+    """Which source is asked when: place / worth is least, so that one of twice the worth gives two candidates for one.
+
+    Args:
+        worth: float64[SOURCE_COUNT], positive.
+        depth: turns of each source; none has more to propose than that.
+    Returns: int8[SOURCE_COUNT * depth].
+    """
+    source = np.repeat(np.arange(SOURCE_COUNT), depth)
+    return source[np.lexsort((source, np.tile(np.arange(1, depth + 1), SOURCE_COUNT) / worth[source]))].astype(np.int8)
+
+
 @njit(cache=True)
-def _take_turns(arrays, scratch, available, query, lists, row, worth, best):  # type: ignore[no-untyped-def]  # pragma: no cover
-    """Take the source whose next place is worth most: place / worth, so that a source of twice the worth gives two."""
+def _take_turns(arrays, scratch, available, query, lists, row, turns, best):  # type: ignore[no-untyped-def]  # pragma: no cover
+    """Each source's next item, in the order of `turns`, until the list is full or nobody has any more."""
     stamp, target, limit = scratch.stamp[0], query.target[row], lists.item.shape[1]
     excluded, listed, explained = scratch.excluded, scratch.listed, scratch.because
     items, sources, because = lists.item[row], lists.source[row], lists.because[row]
-    given = np.zeros(SOURCE_COUNT, np.int64)
-    turn = 1.0 / worth  # (places given + 1) / worth of each source; infinite once it has no more
+    covisited, encoder_top = scratch.covisited, query.encoder_top[row]
+    asked, held = np.zeros(SOURCE_COUNT, np.int64), np.zeros(SOURCE_COUNT, np.int64)
+    held[0], held[1], held[2:] = best, encoder_top.shape[0], arrays.top_size
     size, left = 0, SOURCE_COUNT
-    while size < limit and left > 0:
-        source, first = 0, turn[0]
-        for s in range(1, SOURCE_COUNT):
-            earlier = turn[s] < first
-            source = s if earlier else source
-            first = turn[s] if earlier else first
-        found = -1
-        while found < 0:
-            at = given[source]
+    for turn in range(turns.shape[0]):
+        if size >= limit or left == 0:
+            break
+        source = turns[turn]
+        at, end, found = asked[source], held[source], -1
+        if end < 0:
+            continue
+        while at < end and found < 0:
             if source == 0:
-                if at >= best:
-                    break
-                item = scratch.covisited[at]
+                item = covisited[at]
             elif source == 1:
-                if at >= query.encoder_top.shape[1] or query.encoder_top[row, at] < 0:
-                    break
-                item = query.encoder_top[row, at]
+                item = encoder_top[at]
             else:
-                if at >= arrays.top_size[source - 2]:
-                    break
                 item = arrays.top[source - 2, at]
-            given[source] += 1
-            if excluded[item] != stamp and available[item]:
+            at += 1
+            if item >= 0 and excluded[item] != stamp and available[item]:
                 found = item
+        asked[source] = at
         if found < 0:
-            turn[source] = np.inf
+            held[source] = -1
             left -= 1
             continue
-        turn[source] += 1.0 / worth[source]
         if found == target:
             lists.reached[row, source] = True
         # Whether another source had it before is a toss-up: written anyway, and kept if it is new.

@@ -115,20 +115,21 @@ def measure(circumstances, choosers, items, clock, touches, born_ms, touched_ms,
         levels: float32[k, CIRCUMSTANCE_LEVELS], filled with what some features are the logarithms of.
         born_since: bool[k], filled: whether the item came since.
     """
+    born_ats, totals, times_ms = circumstances.born_at, choosers.total, choosers.time_ms
     for row in range(items.shape[0]):
-        item, level = items[row], levels[row]
-        born_at, total = circumstances.born_at[item], choosers.total[item]
+        item = np.uint32(items[row])
+        born_at, total = born_ats[item], totals[item]
         age = clock - born_at if born_at >= 0.0 else _NO_AGE
         per_event = 1.0 / (age + _BEFORE)
-        level[0] = 1.0 + age
-        level[1] = (touches[item] + _HALF) * per_event
-        level[2] = (total + _HALF) * per_event
+        levels[row, 0] = 1.0 + age
+        levels[row, 1] = (touches[item] + _HALF) * per_event
+        levels[row, 2] = (total + _HALF) * per_event
         since = 0
         if touched_ms[item] > since_ms:  # of most items nothing is new
             for k in range(min(total, CHOOSERS)):
-                since += choosers.time_ms[item, k] > since_ms
-        level[3] = 1.0 + since
-        born_since[row] = born_at >= 0.0 and born_ms[item] > since_ms
+                since += times_ms[item, k] > since_ms
+        levels[row, 3] = 1.0 + since
+        born_since[row] = (born_at >= 0.0) & (born_ms[item] > since_ms)
 
 
 @njit(cache=True)
@@ -142,11 +143,12 @@ def describe_circumstances(circumstances, items, history, gap, levels, born_sinc
         features: float32[>= k, len(CIRCUMSTANCE_FEATURES)], filled.
     """
     mean_history, mean_gap = usual(circumstances)
+    histories, gaps, told = circumstances.history, circumstances.gap, circumstances.told
     for row in range(items.shape[0]):
-        item, level, f = items[row], levels[row], features[row]
-        weight = 1.0 / (circumstances.told[item] + _PRIOR)
-        usual_history = (circumstances.history[item] + _PRIOR * mean_history) * weight
-        usual_gap = (circumstances.gap[item] + _PRIOR * mean_gap) * weight
+        item, level, f = np.uint32(items[row]), levels[row], features[row]
+        weight = 1.0 / (told[item] + _PRIOR)
+        usual_history = (histories[item] + _PRIOR * mean_history) * weight
+        usual_gap = (gaps[item] + _PRIOR * mean_gap) * weight
         f[0], f[1], f[2] = level[0], level[1], level[2]
         f[3], f[4] = usual_history, abs(history - usual_history)
         f[5], f[6] = usual_gap, abs(gap - usual_gap)

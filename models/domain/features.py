@@ -49,7 +49,7 @@ from models.domain.habits import (
     PENDING_LENGTH,
 )
 from models.domain.heaps import dot
-from models.domain.logarithms import log_all
+from models.domain.logarithms import exp_all, log_all
 from models.domain.places import places
 from models.domain.statistics import BASE_COUNTS, COUNT_NAMES, COUNTS, MS_PER_HOUR
 
@@ -159,13 +159,13 @@ _NO_AGE = 9.5
 
 
 @njit(cache=True)
-def describe_list(arrays, scratch, vectors, available, query, people, worth, lists, row):  # type: ignore[no-untyped-def]  # pragma: no cover
+def describe_list(arrays, scratch, vectors, available, query, people, turns, lists, row):  # type: ignore[no-untyped-def]  # pragma: no cover
     """Propose the candidates of list `row` and fill in their features: where `lists` has room, all of a deep list's,
     and of any other list what `await_verdict` reads.
     """
     room = lists.features.shape[2] > BASE_COUNT
     deep = room and query.deep[row]
-    propose(arrays, scratch, available, query, lists, row, worth, deep)
+    propose(arrays, scratch, available, query, lists, row, turns, deep)
     _describe(arrays, scratch, vectors, query, lists, row)
     if deep:
         _describe_more(arrays, scratch, vectors, query, people, lists, row)
@@ -183,42 +183,41 @@ def _describe(arrays, scratch, vectors, query, lists, row):  # type: ignore[no-u
     known = np.float32(1.0 - newcomer)
     mean = arrays.value_all[0] / max(arrays.value_all[1], 1.0)
     no_recency = np.float32(np.log1p(clock))
-    score_by_encoder(vectors, query.user[row], lists.item[row, :size], lists.features[row])
+    items, f = lists.item[row, :size], lists.features[row]
+    score_by_encoder(vectors, query.user[row], items, f)
     sum_80, sum_95 = np.float32(1e-9), np.float32(1e-9)
     for k in range(size):
-        item = lists.item[row, k]
+        item = np.uint32(items[k])
         covisit[item, COVISIT_95] *= inverse_root[item]
         sum_80 += covisit[item, COVISIT_80]
         sum_95 += covisit[item, COVISIT_95]
     per_80, per_95 = _PER_SHARE_FLOOR / sum_80, _PER_SHARE_FLOOR / sum_95
     levels = np.empty((size, _BASE_LEVELS), np.float32)
     for k in range(size):
-        item = lists.item[row, k]
-        level = levels[k]
-        level[0] = 1.0 + covisit[item, COVISIT_80] * per_80
-        level[1] = 1.0 + covisit[item, COVISIT_95] * per_95
-        level[2] = 1.0 + follow[item, FOLLOW_THREE] * _PER_FOLLOW_FLOOR
-        level[3] = 1.0 + arrays.touches[item]
-        level[4] = 1.0 + max(now_ms - arrays.touched_ms[item], 0) / 60_000.0
-        level[5] = 1.0 + clock - arrays.touched_at[item]
-        level[6] = max(now_ms - arrays.born_ms[item], 0) / MS_PER_HOUR + 0.1
+        item = np.uint32(items[k])
+        levels[k, 0] = 1.0 + covisit[item, COVISIT_80] * per_80
+        levels[k, 1] = 1.0 + covisit[item, COVISIT_95] * per_95
+        levels[k, 2] = 1.0 + follow[item, FOLLOW_THREE] * _PER_FOLLOW_FLOOR
+        levels[k, 3] = 1.0 + arrays.touches[item]
+        levels[k, 4] = 1.0 + max(now_ms - arrays.touched_ms[item], 0) / 60_000.0
+        levels[k, 5] = 1.0 + clock - arrays.touched_at[item]
+        levels[k, 6] = max(now_ms - arrays.born_ms[item], 0) / MS_PER_HOUR + 0.1
     log_all(levels.reshape(size * _BASE_LEVELS))
     offsets = _clocks(clock, now_ms)
     for k in range(size):
-        item = lists.item[row, k]
-        f, level = lists.features[row, k], levels[k]
+        item = np.uint32(items[k])
         touched = arrays.touches[item] > 0.0
-        f[2], f[3], f[4] = level[0], level[1], level[2]
+        f[k, 2], f[k, 3], f[k, 4] = levels[k, 0], levels[k, 1], levels[k, 2]
         for c in range(BASE_COUNTS):
-            f[_COUNTS_AT + c] = _level(arrays.log_count[item, c], offsets[c])
-        f[_AFTER_COUNTS] = level[3]
-        f[_AFTER_COUNTS + 1] = level[4] if touched else np.float32(14.0)
-        f[_AFTER_COUNTS + 2] = level[5] if touched else no_recency
-        f[_AFTER_COUNTS + 3] = level[6] if touched else np.float32(_NO_AGE)
-        f[_AFTER_COUNTS + 4] = (arrays.value_sum[item] + 5.0 * mean) / (arrays.touches[item] + 5.0)
-        f[_AFTER_COUNTS + 5] = 0.0 if touched else 1.0
-        f[_AFTER_COUNTS + 6] = level[0] * known
-        f[_AFTER_COUNTS + 7] = level[3] * newcomer
+            f[k, _COUNTS_AT + c] = _level(arrays.log_count[item, c], offsets[c])
+        f[k, _AFTER_COUNTS] = levels[k, 3]
+        f[k, _AFTER_COUNTS + 1] = levels[k, 4] if touched else np.float32(14.0)
+        f[k, _AFTER_COUNTS + 2] = levels[k, 5] if touched else no_recency
+        f[k, _AFTER_COUNTS + 3] = levels[k, 6] if touched else np.float32(_NO_AGE)
+        f[k, _AFTER_COUNTS + 4] = (arrays.value_sum[item] + 5.0 * mean) / (arrays.touches[item] + 5.0)
+        f[k, _AFTER_COUNTS + 5] = 0.0 if touched else 1.0
+        f[k, _AFTER_COUNTS + 6] = levels[k, 0] * known
+        f[k, _AFTER_COUNTS + 7] = levels[k, 3] * newcomer
 
 
 @njit(cache=True)
@@ -235,9 +234,13 @@ def score_by_encoder(vectors, user, items, features):  # type: ignore[no-untyped
         score = dot(user, vectors[items[k]])
         features[k, 0] = score
         top_score = max(top_score, score)
+    chances = np.empty(items.shape[0], np.float32)
+    for k in range(items.shape[0]):
+        chances[k] = np.float32(8.0) * (features[k, 0] - top_score)
+    exp_all(chances)
     total = np.float32(0.0)
     for k in range(items.shape[0]):
-        total += np.exp(np.float32(8.0) * (features[k, 0] - top_score))
+        total += chances[k]
     log_total = np.log(max(total, 1e-9))  # type: ignore[call-overload]  # numba's max has one type
     for k in range(items.shape[0]):
         features[k, 1] = max(8.0 * (features[k, 0] - top_score) - log_total, -9.0) * 0.5
@@ -254,23 +257,26 @@ def place_by_encoder(vectors, last, items, features):  # type: ignore[no-untyped
     best = np.float32(-1e30)
     for k in range(size):
         best = max(best, features[k, 0])
-    mass = 0.0
+    chances = np.empty(size, np.float32)
     for k in range(size):
-        mass += np.exp(features[k, 0] - best)
-    log_mass = np.log(max(mass, 1e-9))
-    entropy = 0.0
+        chances[k] = features[k, 0] - best
+    exp_all(chances)
+    mass, behind = 0.0, 0.0
     for k in range(size):
-        level = features[k, 0] - best - log_mass
-        entropy -= np.exp(level) * level
+        mass += chances[k]
+        behind += chances[k] * (features[k, 0] - best)
+    mass = max(mass, 1e-9)
+    log_mass = np.log(mass)
+    entropy = log_mass - behind / mass
     by_encoder = _log_places(features[:size, 0])
     for k in range(size):
-        item, f = items[k], features[k]
-        f[at] = max(f[0] - best - log_mass, -20.0)
-        f[at + 1] = by_encoder[k]
-        f[at + 2] = -log_mass
-        f[at + 3] = entropy
-        f[at + 4] = 1.0 if vectors[item, 0] != 0.0 else 0.0
-        f[at + 5] = dot(vectors[item, :bias], vectors[last, :bias]) if last >= 0 else 0.0
+        item = np.uint32(items[k])
+        features[k, at] = max(features[k, 0] - best - log_mass, -20.0)
+        features[k, at + 1] = by_encoder[k]
+        features[k, at + 2] = -log_mass
+        features[k, at + 3] = entropy
+        features[k, at + 4] = 1.0 if vectors[item, 0] != 0.0 else 0.0
+        features[k, at + 5] = dot(vectors[item, :bias], vectors[last, :bias]) if last >= 0 else 0.0
 
 
 @njit(cache=True)
@@ -306,21 +312,21 @@ def _describe_more(arrays, scratch, vectors, query, people, lists, row):  # type
     for p in range(PASSED_LENGTH):
         if passed[p] >= 0:
             scratch.passed[passed[p]] = p + 1
-    items = lists.item[row, :size]
-    place_by_encoder(vectors, query.recent[row, 0], items, lists.features[row])
+    items, f = lists.item[row, :size], lists.features[row]
+    place_by_encoder(vectors, query.recent[row, 0], items, f)
     # The whole list: sums of shares, places.
     sum_50, sum_last, sum_80, sum_near = np.float32(1e-9), np.float32(1e-9), np.float32(1e-9), np.float32(1e-9)
     for k in range(size):
-        item = lists.item[row, k]
+        item = np.uint32(items[k])
         sum_80 += covisit[item, COVISIT_80]
         sum_50 += covisit[item, COVISIT_50] * inverse_root[item]
         sum_last += covisit[item, COVISIT_LAST] * inverse_root[item]
         sum_near += covisit[item, COVISIT_NEAR_NOW] * near_root[item]
     per_80, per_50, per_last = _PER_SHARE_FLOOR / sum_80, _PER_SHARE_FLOOR / sum_50, _PER_SHARE_FLOOR / sum_last
     per_near = _PER_SHARE_FLOOR / sum_near
-    by_pairs = _log_places(lists.features[row, :size, 2])
-    by_popularity = _log_places(lists.features[row, :size, _POPULARITY])
-    by_recency = _log_places(-lists.features[row, :size, _EVENTS_SINCE_TOUCH])
+    by_pairs = _log_places(f[:size, 2])
+    by_popularity = _log_places(f[:size, _POPULARITY])
+    by_recency = _log_places(-f[:size, _EVENTS_SINCE_TOUCH])
     gap_ms = max(now_ms - query.last_ms[row], 0) if query.last_ms[row] >= 0 else FIRST_EVENT
     gap_minutes = gap_ms / 60_000.0 if gap_ms >= 0 else 1e6
     per_gap = 1.0 / (gap_minutes + 1.0)
@@ -329,26 +335,25 @@ def _describe_more(arrays, scratch, vectors, query, people, lists, row):  # type
     norm = np.float32(1.0 / np.sqrt(1.0 + history))
     levels, born_since = np.empty((size, _MORE_LEVELS), np.float32), np.empty(size, np.bool_)
     for k in range(size):
-        item = lists.item[row, k]
-        level = levels[k]
-        level[0] = 1.0 + covisit[item, COVISIT_50] * inverse_root[item] * per_50
-        level[1] = 1.0 + covisit[item, COVISIT_LAST] * inverse_root[item] * per_last
-        level[2] = 1.0 + covisit[item, COVISIT_LIKED] * inverse_root[item] * per_80
-        level[3] = 1.0 + follow[item, FOLLOW_LAST] * _PER_FOLLOW_FLOOR
-        level[4] = 1.0 + follow[item, FOLLOW_SECOND] * _PER_FOLLOW_FLOOR
-        level[5] = (max(now_ms - arrays.born_ms[item], 0) / 60_000.0 + 1.0) * per_gap
-        level[6] = (max(now_ms - arrays.touched_ms[item], 0) / 60_000.0 + 1.0) * per_gap
+        item = np.uint32(items[k])
+        levels[k, 0] = 1.0 + covisit[item, COVISIT_50] * inverse_root[item] * per_50
+        levels[k, 1] = 1.0 + covisit[item, COVISIT_LAST] * inverse_root[item] * per_last
+        levels[k, 2] = 1.0 + covisit[item, COVISIT_LIKED] * inverse_root[item] * per_80
+        levels[k, 3] = 1.0 + follow[item, FOLLOW_LAST] * _PER_FOLLOW_FLOOR
+        levels[k, 4] = 1.0 + follow[item, FOLLOW_SECOND] * _PER_FOLLOW_FLOOR
+        levels[k, 5] = (max(now_ms - arrays.born_ms[item], 0) / 60_000.0 + 1.0) * per_gap
+        levels[k, 6] = (max(now_ms - arrays.touched_ms[item], 0) / 60_000.0 + 1.0) * per_gap
         near_now = covisit[item, COVISIT_NEAR_NOW] * near_root[item]
-        level[_NEAR_LEVELS] = 1.0 + covisit[item, COVISIT_NEAR_LAST] * _PER_FOLLOW_FLOOR
-        level[_NEAR_LEVELS + 1] = 1.0 + near_now * per_near
-        level[_NEAR_LEVELS + 2] = 1.0 + near_now * _PER_NEAR_FLOOR
-        level[_NEAR_LEVELS + 3] = 1.0 + covisit[item, COVISIT_NEAR] * near_root[item] * _PER_NEAR_FLOOR
+        levels[k, _NEAR_LEVELS] = 1.0 + covisit[item, COVISIT_NEAR_LAST] * _PER_FOLLOW_FLOOR
+        levels[k, _NEAR_LEVELS + 1] = 1.0 + near_now * per_near
+        levels[k, _NEAR_LEVELS + 2] = 1.0 + near_now * _PER_NEAR_FLOOR
+        levels[k, _NEAR_LEVELS + 3] = 1.0 + covisit[item, COVISIT_NEAR] * near_root[item] * _PER_NEAR_FLOOR
         place = scratch.passed[item] - 1
-        level[7], level[8], level[9] = 1e-3, 1e-3, 1.0
+        levels[k, 7], levels[k, 8], levels[k, 9] = 1e-3, 1e-3, 1.0
         if place >= 0:
-            level[7] += weight[place, 0]
-            level[8] += weight[place, 1]
-            level[9] += weight[place, 2]
+            levels[k, 7] += weight[place, 0]
+            levels[k, 8] += weight[place, 1]
+            levels[k, 9] += weight[place, 2]
     describe_choosers(
         arrays.choosers,
         slots,
@@ -357,7 +362,7 @@ def _describe_more(arrays, scratch, vectors, query, people, lists, row):  # type
         items,
         norm,
         levels[:, _FELLOW_LEVELS:_CIRCUMSTANCE_LEVELS],
-        lists.features[row, :, _AFTER_FELLOWS - 1],
+        f[:, _AFTER_FELLOWS - 1],
     )
     count_followed(arrays.choosers, slots, places_of, closeness, items, levels[:, _FIRST_LEVEL])
     measure(
@@ -379,30 +384,29 @@ def _describe_more(arrays, scratch, vectors, query, people, lists, row):  # type
     age, touches = choice[HABIT_AGE], choice[HABIT_TOUCHES]
     recency, value = choice[HABIT_RECENCY], choice[HABIT_VALUE]
     for k in range(size):
-        item = lists.item[row, k]
-        f, level = lists.features[row, k], levels[k]
+        item = np.uint32(items[k])
         for c in range(_MORE_COUNTS):
-            f[BASE_COUNT + c] = _level(arrays.log_count[item, BASE_COUNTS + c], offsets[BASE_COUNTS + c])
+            f[k, BASE_COUNT + c] = _level(arrays.log_count[item, BASE_COUNTS + c], offsets[BASE_COUNTS + c])
         at = _AFTER_MORE
-        f[at + 6], f[at + 7], f[at + 8] = level[0], level[1], level[2]
-        f[at + 9] = by_pairs[k]
-        f[at + 10], f[at + 11] = level[3], level[4]
-        f[at + 12], f[at + 13] = by_popularity[k], by_recency[k]
-        f[at + 14], f[at + 15] = log_history, gap
-        f[at + 16], f[at + 17] = _or(age, 5.0), _or(touches, 4.0)
-        f[at + 18], f[at + 19] = _or(recency, 4.0), _or(value, 0.6)
-        f[at + 20] = _or(abs(f[_AGE] - age), 2.0)
-        f[at + 21] = _or(abs(f[_AFTER_COUNTS] - touches), 1.0)
-        f[at + 22] = _or(abs(f[_EVENTS_SINCE_TOUCH] - recency), 1.0)
+        f[k, at + 6], f[k, at + 7], f[k, at + 8] = levels[k, 0], levels[k, 1], levels[k, 2]
+        f[k, at + 9] = by_pairs[k]
+        f[k, at + 10], f[k, at + 11] = levels[k, 3], levels[k, 4]
+        f[k, at + 12], f[k, at + 13] = by_popularity[k], by_recency[k]
+        f[k, at + 14], f[k, at + 15] = log_history, gap
+        f[k, at + 16], f[k, at + 17] = _or(age, 5.0), _or(touches, 4.0)
+        f[k, at + 18], f[k, at + 19] = _or(recency, 4.0), _or(value, 0.6)
+        f[k, at + 20] = _or(abs(f[k, _AGE] - age), 2.0)
+        f[k, at + 21] = _or(abs(f[k, _AFTER_COUNTS] - touches), 1.0)
+        f[k, at + 22] = _or(abs(f[k, _EVENTS_SINCE_TOUCH] - recency), 1.0)
         touched = arrays.touches[item] > 0.0
-        f[at + 23] = min(max(level[5], -8.0), 8.0) if touched else 0.0
-        f[at + 24] = min(max(level[6], -8.0), 8.0) if touched else 0.0
-        f[at + 25], f[at + 26], f[at + 27] = level[7], level[8], level[9]
+        f[k, at + 23] = min(max(levels[k, 5], -8.0), 8.0) if touched else 0.0
+        f[k, at + 24] = min(max(levels[k, 6], -8.0), 8.0) if touched else 0.0
+        f[k, at + 25], f[k, at + 26], f[k, at + 27] = levels[k, 7], levels[k, 8], levels[k, 9]
         for c in range(FELLOW_LEVELS):
-            f[_FELLOWS + c] = level[_FELLOW_LEVELS + c]
-        f[_FIRST] = level[_FIRST_LEVEL]
+            f[k, _FELLOWS + c] = levels[k, _FELLOW_LEVELS + c]
+        f[k, _FIRST] = levels[k, _FIRST_LEVEL]
         for c in range(len(NEAR_FEATURES)):
-            f[_NEAR + c] = level[_NEAR_LEVELS + c]
+            f[k, _NEAR + c] = levels[k, _NEAR_LEVELS + c]
     describe_circumstances(
         arrays.circumstances,
         items,
@@ -410,7 +414,7 @@ def _describe_more(arrays, scratch, vectors, query, people, lists, row):  # type
         gap,
         levels[:, _CIRCUMSTANCE_LEVELS:_FIRST_LEVEL],
         born_since,
-        lists.features[row, :, _CIRCUMSTANCES:_FIRST],
+        f[:, _CIRCUMSTANCES:_FIRST],
     )
     for p in range(PASSED_LENGTH):
         if passed[p] >= 0:

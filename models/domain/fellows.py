@@ -209,12 +209,12 @@ def describe_choosers(choosers, slots, places, closeness, items, norm, levels, s
         shares: float32[k], filled with the last feature.
     """
     known, scale = slots[_APART + 1 :], norm / _FLOOR
+    all_tags, totals = choosers.tag, choosers.total
     for row in range(items.shape[0]):
-        item, level = items[row], levels[row]
-        tags = choosers.tag[item]
+        item = np.uint32(items[row])
         close = 0
         for k in range(CHOOSERS):
-            tag = tags[k]
+            tag = all_tags[item, k]
             first, second = np.uint64(tag & _MASK), np.uint64((tag >> _OTHER_BITS) & _MASK)
             at_first, at_second = slots[first] == tag, slots[second] == tag
             known[close] = first if at_first else second
@@ -222,7 +222,7 @@ def describe_choosers(choosers, slots, places, closeness, items, norm, levels, s
         for other in range(_HASHED, _HASHED + slots[_APART]):
             for k in range(CHOOSERS):
                 known[close] = other
-                close += tags[k] == slots[other]
+                close += all_tags[item, k] == slots[other]
         ahead, both, ahead_best, both_best = np.float32(0.0), np.float32(0.0), np.float32(0.0), np.float32(0.0)
         for k in range(close):
             at = np.uint64(places[np.uint64(known[k])])
@@ -232,13 +232,13 @@ def describe_choosers(choosers, slots, places, closeness, items, norm, levels, s
             both += sides
             ahead_best = one if one > ahead_best else ahead_best
             both_best = sides if sides > both_best else both_best
-        inverse = 1.0 / max(min(choosers.total[item], CHOOSERS), 1)
-        level[0] = 1.0 + scale * ahead
-        level[1] = 1.0 + scale * inverse * ahead
-        level[2] = 1.0 + scale * ahead_best
-        level[3] = 1.0 + scale * both
-        level[4] = 1.0 + scale * inverse * both
-        level[5] = 1.0 + scale * both_best
+        inverse = 1.0 / max(min(totals[item], CHOOSERS), 1)
+        levels[row, 0] = 1.0 + scale * ahead
+        levels[row, 1] = 1.0 + scale * inverse * ahead
+        levels[row, 2] = 1.0 + scale * ahead_best
+        levels[row, 3] = 1.0 + scale * both
+        levels[row, 4] = 1.0 + scale * inverse * both
+        levels[row, 5] = 1.0 + scale * both_best
         shares[row] = close * inverse
 
 
@@ -249,8 +249,9 @@ def count_followed(choosers, slots, places, closeness, items, levels):  # type: 
     Args:
         levels: float32[k], filled with what FIRST_FEATURE is the logarithm of; the others as in `describe_choosers`.
     """
+    firsts = choosers.first
     for row in range(items.shape[0]):
-        tag = choosers.first[items[row]]
+        tag = firsts[np.uint32(items[row])]
         at = np.uint64(tag & _MASK)
         if slots[at] != tag:
             at = np.uint64((tag >> _OTHER_BITS) & _MASK)

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from models.domain import ranking
 from models.domain.batch import BatchResult, Incoming, PipelineOptions
-from models.domain.candidates import CANDIDATES, SOURCE_COUNT, Scratch, new_scratch
+from models.domain.candidates import CANDIDATES, SOURCE_COUNT, Scratch, new_scratch, turns_of
 from models.domain.catalogue import Catalogue
 from models.domain.events import Forget
 from models.domain.features import BASE_COUNT
@@ -27,7 +27,7 @@ from models.domain.ports import F32, NO_VALUE, EventInputs, Ranker, UserEncoder,
 from models.domain.ranking import AdaptiveWeights
 from models.domain.slices import Slice
 from models.domain.state import UserState
-from models.domain.statistics import Statistics
+from models.domain.statistics import TOP_LIST_LENGTH, Statistics
 from models.domain.waves import log2_gap
 
 # Events played per compiled call: large enough that numpy's and ONNX Runtime's fixed costs vanish, small enough that
@@ -111,8 +111,11 @@ class Pipeline:
         self.learned = len(ranker.features) > BASE_COUNT
         """Whether the ranker reads the features that only a learned one makes use of."""
         self.candidates = ranker.candidates or CANDIDATES
-        self.source_weights = np.ones(SOURCE_COUNT) if worth is None else np.asarray(worth, np.float64)
         self.nearest_depth = max(NEAREST, self.candidates // 2) if self.learned else NEAREST
+        self.turns = turns_of(
+            np.ones(SOURCE_COUNT) if worth is None else np.asarray(worth, np.float64),
+            max(TOP_LIST_LENGTH, self.nearest_depth),
+        )
         self._kinds = {kind: at for at, kind in enumerate(encoder.kinds)}
         self.newcomer = encoder.initial_user()
         """float32[D], the vector of a user without events; never changed in place."""

@@ -37,17 +37,24 @@ def places(keys):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
         one, two, three, four = starts[b, 0], starts[b, 1], starts[b, 2], starts[b, 3]
         starts[b, 0], starts[b, 1], starts[b, 2], starts[b, 3] = first, second, third, fourth
         first, second, third, fourth = first + one, second + two, third + three, fourth + four
-    order, sorted_order = np.arange(size).astype(np.uint32), np.empty(size, np.uint32)
-    for byte in range(4):
-        shift = np.uint32(8 * byte)
-        for k in range(size):
-            entry = order[k]
-            bucket = (codes[entry] >> shift) & _BYTE
-            at = starts[bucket, byte]
-            sorted_order[np.uint32(at)] = entry
-            starts[bucket, byte] = at + np.int32(1)
-        order, sorted_order = sorted_order, order
+    order, again = np.empty(size, np.uint32), np.empty(size, np.uint32)
+    for k in range(size):
+        at = starts[codes[k] & _BYTE, 0]
+        order[np.uint32(at)] = k
+        starts[codes[k] & _BYTE, 0] = at + np.int32(1)
+    for k in range(size):
+        bucket = (codes[order[k]] >> np.uint32(8)) & _BYTE
+        at = starts[bucket, 1]
+        again[np.uint32(at)] = order[k]
+        starts[bucket, 1] = at + np.int32(1)
+    for k in range(size):
+        bucket = (codes[again[k]] >> np.uint32(16)) & _BYTE
+        at = starts[bucket, 2]
+        order[np.uint32(at)] = again[k]
+        starts[bucket, 2] = at + np.int32(1)
     found = np.empty(size, np.float32)
-    for place in range(size):
-        found[order[place]] = place
+    for k in range(size):
+        bucket = codes[order[k]] >> np.uint32(24)
+        found[order[k]] = starts[bucket, 3]
+        starts[bucket, 3] += np.int32(1)
     return found

@@ -63,7 +63,7 @@ def play(
         pipeline.catalogue.available,
         query,
         people,
-        pipeline.source_weights,
+        pipeline.turns,
         lists,
         weights.weights,
         weights.squares,

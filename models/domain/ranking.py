@@ -118,14 +118,14 @@ def _learn(features, size, chosen, weights, squares):  # type: ignore[no-untyped
 
 
 @njit(cache=True, nogil=True)
-def play(arrays, scratch, vectors, available, query, people, worth, lists, weights, squares, row_weights, timeline):  # type: ignore[no-untyped-def]  # pragma: no cover
+def play(arrays, scratch, vectors, available, query, people, turns, lists, weights, squares, row_weights, timeline):  # type: ignore[no-untyped-def]  # pragma: no cover
     """Play one slice. Fills `lists` and row_weights (float32[L, F], the weights when each list was made)."""
     learned = lists.features.shape[2] > BASE_COUNT
     for k in range(timeline.item.shape[0]):
         row, person = timeline.ask_row[k], timeline.person[k]
         if row >= 0:
             if timeline.ask_fresh[k]:
-                describe_list(arrays, scratch, vectors, available, query, people, worth, lists, row)
+                describe_list(arrays, scratch, vectors, available, query, people, turns, lists, row)
                 for f in range(weights.shape[0]):
                     row_weights[row, f] = weights[f]
             if timeline.learn[k] and timeline.target[k] >= 0:
@@ -169,7 +169,7 @@ def play(arrays, scratch, vectors, available, query, people, worth, lists, weigh
         if row >= 0:
             if learned:
                 pass_over(people, person)
-            describe_list(arrays, scratch, vectors, available, query, people, worth, lists, row)
+            describe_list(arrays, scratch, vectors, available, query, people, turns, lists, row)
             if learned:
                 await_verdict(lists, row, people, person)
             for f in range(weights.shape[0]):

@@ -17,12 +17,12 @@ import msgspec
 import numpy as np
 from numba import njit
 
-from models.domain.candidates import LEARNED_QUERY_WINDOW, Query, clear, new_lists, new_scratch, propose
+from models.domain.candidates import LEARNED_QUERY_WINDOW, Query, clear, new_lists, new_scratch, propose, turns_of
 from models.domain.features import FEATURE_COUNT, describe_list
 from models.domain.fellows import FELLOW_LEVELS, FELLOWS, SIDES, describe_choosers, gather
 from models.domain.habits import HABITS, NO_HABITS, PASSED_LENGTH, Habits, people_of
 from models.domain.ports import EventInputs
-from models.domain.statistics import PAIR_WINDOW, Statistics, Touches
+from models.domain.statistics import PAIR_WINDOW, TOP_LIST_LENGTH, Statistics, Touches
 from models.encoders.bundle import load_bundle
 
 ITEMS, USERS, TOUCHES, EXCLUDED = 1_700, 1_000, 100_000, 50
@@ -63,16 +63,16 @@ def made_habits(rng: np.random.Generator) -> Habits:
 
 
 @njit
-def describe(arrays, scratch, vectors, available, query, people, worth, lists):  # type: ignore[no-untyped-def]
+def describe(arrays, scratch, vectors, available, query, people, turns, lists):  # type: ignore[no-untyped-def]
     """Candidates and features of every list."""
     for row in range(lists.size.shape[0]):
-        describe_list(arrays, scratch, vectors, available, query, people, worth, lists, row)
+        describe_list(arrays, scratch, vectors, available, query, people, turns, lists, row)
 
 
 @njit
-def find_candidates(arrays, scratch, available, query, worth, lists):  # type: ignore[no-untyped-def]
+def find_candidates(arrays, scratch, available, query, turns, lists):  # type: ignore[no-untyped-def]
     for row in range(lists.size.shape[0]):
-        propose(arrays, scratch, available, query, lists, row, worth, True)
+        propose(arrays, scratch, available, query, lists, row, turns, True)
         clear(arrays, scratch, query, row)
 
 
@@ -132,12 +132,12 @@ def main() -> None:
     people = people_of([made_habits(rng) for _ in range(BATCH)])
     scratch, available = new_scratch(statistics.capacity), np.ones(ITEMS, np.bool_)
     worth = bundle.ranker.source_weights
-    worth = np.ones(lists.reached.shape[1]) if worth is None else worth.astype(np.float64)
+    turns = turns_of(np.ones(lists.reached.shape[1]) if worth is None else worth.astype(np.float64), TOP_LIST_LENGTH)
 
     arrays = statistics.arrays
-    whole = (arrays, scratch, vectors, available, query, people, worth, lists)
+    whole = (arrays, scratch, vectors, available, query, people, turns, lists)
     describe(*whole)
-    find_candidates(arrays, scratch, available, query, worth, lists)
+    find_candidates(arrays, scratch, available, query, turns, lists)
     see_fellows(arrays, scratch, people, lists)
     user = bundle.user_encoder
     inputs = EventInputs(
@@ -152,7 +152,7 @@ def main() -> None:
     found = {
         "candidates": int(lists.size.mean()),
         "features_us_a_list": best_of(lambda: describe(*whole)) / BATCH * 1e6,
-        "of_it_candidates": best_of(lambda: find_candidates(arrays, scratch, available, query, worth, lists))
+        "of_it_candidates": best_of(lambda: find_candidates(arrays, scratch, available, query, turns, lists))
         / BATCH
         * 1e6,
         "of_it_fellows": best_of(lambda: see_fellows(arrays, scratch, people, lists)) / BATCH * 1e6,

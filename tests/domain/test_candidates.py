@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.domain.candidates import COVISIT_80, COVISITED, _best_covisited, new_scratch
+from models.domain.candidates import COVISIT_80, COVISITED, SOURCE_COUNT, _best_covisited, new_scratch, turns_of
 from models.domain.statistics import Statistics
 
 ITEMS = 600
@@ -36,3 +36,15 @@ def test_the_best_are_those_of_a_sort(seed: int, touched: int, spread: float, di
     got = _best_covisited(arrays, scratch, available, touched)
     order = np.argsort(-sums[allowed], kind="stable")[:COVISITED]
     assert scratch.covisited[:got].tolist() == members[allowed][order].tolist()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.sampled_from([0.05, 0.25, 0.5, 0.77, 1.0]), min_size=SOURCE_COUNT, max_size=SOURCE_COUNT))
+def test_turns_go_to_the_source_whose_next_place_costs_least(worth: list[float]) -> None:
+    depth = 40
+    given_out = [0] * SOURCE_COUNT
+    for source in turns_of(np.array(worth), depth).tolist():
+        costs = [(given + 1) / each if given < depth else np.inf for given, each in zip(given_out, worth, strict=True)]
+        assert source == costs.index(min(costs))
+        given_out[source] += 1
+    assert given_out == [depth] * SOURCE_COUNT

@@ -20,11 +20,12 @@ from models.domain.candidates import (
     Scratch,
     new_lists,
     new_scratch,
+    turns_of,
 )
 from models.domain.events import MAX_EVENT_TIME_MS
 from models.domain.features import FEATURE_COUNT, FEATURES, await_verdict, describe_list
 from models.domain.habits import NO_HABITS, PENDING_LENGTH, People, people_of
-from models.domain.statistics import COUNT_NAMES, PAIR_WINDOW, Statistics
+from models.domain.statistics import COUNT_NAMES, PAIR_WINDOW, TOP_LIST_LENGTH, Statistics
 from tests.domain.helpers import START_MS, touches_of
 from tests.domain.test_statistics import random_rows
 
@@ -86,7 +87,8 @@ def describe(
     known = np.ones(ITEMS, np.bool_) if available is None else available
     scratch = new_scratch(statistics.capacity) if scratch is None else scratch
     people = people_of([NO_HABITS]) if people is None else people
-    describe_list(statistics.arrays, scratch, VECTORS, known, asked, people, np.array(worth), lists, 0)
+    turns = turns_of(np.array(worth), TOP_LIST_LENGTH)
+    describe_list(statistics.arrays, scratch, VECTORS, known, asked, people, turns, lists, 0)
     return lists
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.domain.logarithms import log_all
+from models.domain.logarithms import exp_all, log_all
 from models.domain.places import places
 
 
@@ -22,6 +22,20 @@ def test_the_logarithm_of_one_is_zero() -> None:
     ones = np.ones(37, np.float32)
     log_all(ones)
     assert not ones.any()
+
+
+def test_exponentials_are_off_by_less_than_a_millionth() -> None:
+    numbers = np.random.default_rng(0).uniform(-87, 80, 100_000).astype(np.float32)
+    expected = np.exp(numbers.astype(np.float64))
+    exp_all(numbers)
+    np.testing.assert_allclose(numbers, expected, rtol=2e-7)
+
+
+def test_the_exponential_of_nothing_is_one_and_of_very_little_next_to_nothing() -> None:
+    numbers = np.array([0.0, -0.0, -88.0, -1e9, -np.inf], np.float32)
+    exp_all(numbers)
+    assert numbers[:2].tolist() == [1.0, 1.0]
+    assert ((numbers[2:] > 0) & (numbers[2:] < 1e-37)).all()
 
 
 @pytest.mark.parametrize("size", [0, 1, 2, 17, 300, 512, 513, 700])

@@ -19,6 +19,7 @@ from models.domain.candidates import (
     Query,
     new_lists,
     new_scratch,
+    turns_of,
 )
 from models.domain.errors import StateError
 from models.domain.features import BASE_COUNT, describe_list
@@ -120,7 +121,7 @@ def described(statistics: Statistics, recent: Sequence[int], items: int) -> tupl
         np.ones(items, np.bool_),
         query,
         people_of([]),
-        np.ones(SOURCE_COUNT),
+        turns_of(np.ones(SOURCE_COUNT), TOP_LIST_LENGTH),
         lists,
         0,
     )
