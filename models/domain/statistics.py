@@ -207,9 +207,9 @@ def nearness(gap_ms):  # type: ignore[no-untyped-def]  # pragma: no cover - comp
     return np.float32(NEAR_MS / (NEAR_MS + gap_ms)) if gap_ms >= 0 else np.float32(0.0)
 
 
-@njit(cache=True)
+@njit(cache=True, inline="always")
 def _add_pair(rows, item, other, weight, near, clock):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
-    # In one piece: to hand the tuple of arrays on takes longer than what is done with it.
+    # In one piece and in its caller: to hand the tuple of arrays over takes longer than much of what is done with it.
     start, size, keeps_near = rows.start[item], rows.size[item], rows.near.shape[0] > 0
     found = _find(rows.neighbour, start, np.int64(size), other)
     entry, is_new = start + found, found < 0
