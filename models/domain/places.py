@@ -42,16 +42,14 @@ def places(keys):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
         at = starts[codes[k] & _BYTE, 0]
         order[np.uint32(at)] = k
         starts[codes[k] & _BYTE, 0] = at + np.int32(1)
-    for k in range(size):
-        bucket = (codes[order[k]] >> np.uint32(8)) & _BYTE
-        at = starts[bucket, 1]
-        again[np.uint32(at)] = order[k]
-        starts[bucket, 1] = at + np.int32(1)
-    for k in range(size):
-        bucket = (codes[again[k]] >> np.uint32(16)) & _BYTE
-        at = starts[bucket, 2]
-        order[np.uint32(at)] = again[k]
-        starts[bucket, 2] = at + np.int32(1)
+    for byte in range(1, 3):
+        shift = np.uint32(8 * byte)
+        for k in range(size):
+            bucket = (codes[order[k]] >> shift) & _BYTE
+            at = starts[bucket, byte]
+            again[np.uint32(at)] = order[k]
+            starts[bucket, byte] = at + np.int32(1)
+        order, again = again, order
     found = np.empty(size, np.float32)
     for k in range(size):
         bucket = codes[order[k]] >> np.uint32(24)

@@ -50,6 +50,11 @@ class Kin(NamedTuple):
     def of(cls, item: Item) -> Kin:
         return cls(item.categories, item.title.lower().partition(" ")[0])
 
+    @property
+    def groups(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Those that it belongs to of each sort."""
+        return self.categories, (self.maker,) if self.maker else ()
+
 
 NO_KIN = Kin()
 
@@ -79,8 +84,8 @@ class PastValues:
         self._capacity = capacity
         self._users: OrderedDict[str, _Record] = OrderedDict()
         self._items: OrderedDict[str, _Record] = OrderedDict()
-        self._categories: OrderedDict[str, _Record] = OrderedDict()
-        self._makers: OrderedDict[str, _Record] = OrderedDict()
+        self._kin: tuple[OrderedDict[str, _Record], ...] = (OrderedDict(), OrderedDict())
+        """By the sorts of `Kin.groups`."""
         self._sum, self._count, self._recent = START * START_WEIGHT, START_WEIGHT, START
         self._passed, self._marked = list(START_PASSED), 1
 
@@ -137,7 +142,7 @@ class PastValues:
             record.valued += 1
             for at, mark in enumerate(MARKS):
                 record.passed[at] += value > mark
-        for records, names in ((self._categories, kin.categories), (self._makers, (kin.maker,) if kin.maker else ())):
+        for records, names in zip(self._kin, kin.groups, strict=True):
             for name in names:
                 like = self._touch(records, name)
                 like.residuals += centred - of_user
@@ -157,15 +162,13 @@ class PastValues:
             for own, passed in zip(record.passed, self._passed, strict=True)
         ]
 
-    def _of_kin(self, item: _Record, kin: Kin) -> tuple[float, float]:
+    def _of_kin(self, item: _Record, kin: Kin) -> list[float]:
         """What its categories and its maker say of an item, the less the more it was valued itself."""
-        share = KIN_WEIGHT / (KIN_WEIGHT + item.valued)
-        known = [self._categories[name].mean(KIN_SHRINKAGE) for name in kin.categories if name in self._categories]
-        maker = self._makers.get(kin.maker)
-        return (
-            share * sum(known) / max(1, len(known)),
-            0.0 if maker is None else share * maker.mean(KIN_SHRINKAGE),
-        )
+        share, said = KIN_WEIGHT / (KIN_WEIGHT + item.valued), []
+        for records, names in zip(self._kin, kin.groups, strict=True):
+            known = [records[name].mean(KIN_SHRINKAGE) for name in names if name in records]
+            said.append(share * sum(known) / max(1, len(known)))
+        return said
 
     def _touch(self, records: OrderedDict[str, _Record], key: str) -> _Record:
         record = records.get(key)
@@ -182,24 +185,18 @@ def _above(value: float | None, overall: float) -> float:
 
 
 def past_rows(
-    users: Sequence[str],
-    items: Sequence[str],
-    times_ms: Sequence[int],
-    values: Sequence[float],
-    lengths: Sequence[int],
-    kin: Sequence[Kin] | None = None,
+    users: Sequence[str], items: Sequence[str], times_ms: Sequence[int], values: Sequence[float], lengths: Sequence[int]
 ) -> F32:
     """float32[n, COLUMNS]: every event's row from the events before it alone.
 
     Args:
         values: shares of the value scale, 0 to 1; negative where the event has none.
         lengths: of the events' texts, in characters, 0 for none.
-        kin: of the events' items; None where the catalogue declares nothing.
     """
     past = PastValues()
     rows = np.zeros((len(users), COLUMNS), np.float32)
-    events = zip(users, items, times_ms, values, lengths, kin or [NO_KIN] * len(users), strict=True)
-    for at, (user, item, time_ms, value, length, shared) in enumerate(events):
-        rows[at] = past.row(user, item, time_ms, shared)
-        past.update(user, item, time_ms, value if value >= 0 else None, length, shared)
+    events = zip(users, items, times_ms, values, lengths, strict=True)
+    for at, (user, item, time_ms, value, length) in enumerate(events):
+        rows[at] = past.row(user, item, time_ms)
+        past.update(user, item, time_ms, value if value >= 0 else None, length)
     return rows

@@ -96,7 +96,7 @@ class Training:
         builder: LogBuilder,
         config: TrainingConfig,
         *,
-        items: Sequence[Item] = (),
+        items: Sequence[Item],
         seed: int,
         make_encoder: Callable[[EncoderWeights], UserEncoder],
         make_ranker: Callable[[RankerWeights, int, F32], Ranker],
