@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -182,21 +181,3 @@ class PastValues:
 
 def _above(value: float | None, overall: float) -> float:
     return 0.0 if value is None else value - overall
-
-
-def past_rows(
-    users: Sequence[str], items: Sequence[str], times_ms: Sequence[int], values: Sequence[float], lengths: Sequence[int]
-) -> F32:
-    """float32[n, COLUMNS]: every event's row from the events before it alone.
-
-    Args:
-        values: shares of the value scale, 0 to 1; negative where the event has none.
-        lengths: of the events' texts, in characters, 0 for none.
-    """
-    past = PastValues()
-    rows = np.zeros((len(users), COLUMNS), np.float32)
-    events = zip(users, items, times_ms, values, lengths, strict=True)
-    for at, (user, item, time_ms, value, length) in enumerate(events):
-        rows[at] = past.row(user, item, time_ms)
-        past.update(user, item, time_ms, value if value >= 0 else None, length)
-    return rows

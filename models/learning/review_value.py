@@ -80,7 +80,7 @@ def fit_review_value(
         texts: n, "" where an event has none.
         embeddings: float32[n, E] of the texts as the worker embeds them.
         values: float32[n], shares of the value scale, 0 to 1; negative where an event has none.
-        past: float32[n, P], rows of `past_rows`.
+        past: float32[n, P], rows of `PastValues`.
     Raises: TrainingError when there are too few values to fit or to choose on, or all are the same.
     """
     valued = values[:validation_end] >= 0

@@ -15,7 +15,7 @@ from models.domain.events import Item
 from models.domain.review_text import BUCKETS, F32, MAX_CHARACTERS, hashed_terms
 from models.encoders.bundle import Bundle
 from models.encoders.review_value import OnnxReviewValue
-from models.learning.past_values import COLUMNS, DAY_MS, NO_KIN, Kin, PastValues, past_rows
+from models.learning.past_values import COLUMNS, DAY_MS, NO_KIN, Kin, PastValues
 from models.learning.review_value_weights import ReviewValueWeights, from_state, from_text
 
 EMBEDDING, PAST, LEVELS = 12, 7, 4
@@ -107,10 +107,18 @@ def test_a_past_row_is_read_from_the_past_alone() -> None:
     times = np.sort(rng.integers(0, 40, n) * 86_400_000).tolist()
     values = np.where(rng.random(n) < 0.2, -1, rng.random(n)).tolist()
     lengths = rng.integers(0, 50, n).tolist()
-    rows = past_rows(users, items, times, values, lengths)
+
+    def rows_of(values: list[float]) -> F32:
+        past, rows = PastValues(), []
+        for user, item, time_ms, value, length in zip(users, items, times, values, lengths, strict=True):
+            rows.append(past.row(user, item, time_ms))
+            past.update(user, item, time_ms, value if value >= 0 else None, length)
+        return np.array(rows)
+
+    rows = rows_of(values)
     assert rows.shape == (n, COLUMNS)
     assert np.isfinite(rows).all()
-    later = past_rows(users, items, times, [*values[:100], *([0.0] * 100)], lengths)
+    later = rows_of([*values[:100], *([0.0] * 100)])
     np.testing.assert_array_equal(rows[:101], later[:101])
     assert not np.array_equal(rows[101:], later[101:])
 
