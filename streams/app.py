@@ -11,6 +11,7 @@ from typing import Any
 from aiokafka.errors import KafkaError
 
 from models.domain.errors import RecommenderError, StoreError
+from streams.agents.considerate import stay
 from streams.agents.statistics import SNAPSHOT_KEY
 from streams.container import Container, WorkerError
 from streams.health import HealthServer
@@ -136,6 +137,7 @@ class Worker:
         add_chunk_agent(app, [parts.names.events, parts.names.requests], self._events)
         add_chunk_agent(app, [parts.names.items], parts.owner.handle)
         bundle = parts.serving.bundle
+        stay()
         log.info("worker consumes", extra={"model": bundle.version, "provider": bundle.providers[0]})
         await run(app, self.stop)
 

@@ -168,7 +168,7 @@ class Container:
         self.worker = uuid.uuid4().hex
         self.options = pipeline_options(settings, self.contract)
         self.registry = Registry(settings.registry_url)
-        self.background = Background("registry")
+        self.background = Background("registry", yield_to_events)
         self.bundles = settings.data_dir / "bundles"
         self.release_log = ReleaseLog(self.connection, self.names.models)
         self.releases = ReleaseFeed(self.release_log, self.metrics)

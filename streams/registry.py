@@ -146,7 +146,9 @@ class Registry:
     def fetch(self, version: str, into: Path, *, training: bool = False) -> Path:
         """Have the version at `into/<version>`: downloaded beside it, every checksum verified, then renamed.
 
-        A version that is there and sound is not downloaded again; several processes may fetch at once.
+        A version that is there and sound is not downloaded again, and of another one only the files that no version at
+        `into` has: of a newly trained model one in a hundred bytes, since the text encoder stays. Several processes may
+        fetch at once.
 
         Args:
             training: also the files that only training reads.
@@ -163,16 +165,20 @@ class Registry:
             return place
         manifest = self.manifest(version)
         names = manifest.checksums if training else dict.fromkeys(manifest.files())
+        there = _contents(into)
+
+        def files() -> Iterator[tuple[str, bytes | Path]]:
+            # One file in memory at a time; the manifest last, as everywhere.
+            for name in names:
+                known = there.get(manifest.checksums[name])
+                if known is not None and _has(known, manifest, name):
+                    yield name, known
+                else:
+                    yield name, self.read(manifest, name)
+            yield MANIFEST, encode_manifest(manifest)
+
         try:
-            put_bundle(
-                place,
-                # One file in memory at a time; the manifest last, as everywhere.
-                (
-                    (name, encode_manifest(manifest) if name == MANIFEST else self.read(manifest, name))
-                    for name in (*names, MANIFEST)
-                ),
-                keep=sound,
-            )
+            put_bundle(place, files(), keep=sound)
         except (OSError, BundleError) as error:
             raise RegistryError(f"{version} cannot be written to {into}: {error}", retryable=True) from error
         return place
@@ -253,6 +259,25 @@ class Registry:
         except Exception as error:
             said = f"the registry {self._where}: {type(error).__name__}: {error}".replace(self._url, self._where)
             raise RegistryError(said, retryable=not isinstance(error, _FINAL)) from error
+
+
+def _contents(directory: Path) -> dict[str, Path]:
+    """Checksum -> file, of the versions that lie in the directory, by what their manifests say."""
+    found: dict[str, Path] = {}
+    for place in directory.iterdir() if directory.is_dir() else ():
+        if VERSION.fullmatch(place.name):
+            with suppress(BundleError):
+                found |= {checksum: place / name for name, checksum in read_manifest(place).checksums.items()}
+    return found
+
+
+def _has(path: Path, manifest: Manifest, name: str) -> bool:
+    """Whether the file really is what the manifest says of `name`."""
+    try:
+        check_content(str(path), manifest, name, path.read_bytes())
+    except (OSError, BundleError):
+        return False
+    return True
 
 
 def _write_local(path: Path, data: bytes) -> None:

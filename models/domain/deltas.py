@@ -78,6 +78,11 @@ def decode_delta(data: bytes) -> Delta:
     return delta
 
 
+def pack_snapshot(snapshot: dict[str, Any]) -> bytes:
+    """The bytes of `Ledger.snapshot`, which `Ledger.restore` reads. Any thread may make them: they are of a copy."""
+    return msgspec.msgpack.encode({**snapshot, "statistics": pack_dump(snapshot["statistics"])})
+
+
 class Ledger:
     """Applies others' deltas to one worker's statistics; own touches are there before their delta is sent.
 
@@ -175,26 +180,21 @@ class Ledger:
         if delta.worker != self.worker:
             self._apply(delta)
 
-    def snapshot(self) -> bytes:
-        """Everything a new worker needs instead of the deltas so far."""
+    def snapshot(self) -> dict[str, Any]:
+        """A copy of everything a new worker needs instead of the deltas so far; `pack_snapshot` makes it bytes."""
         dumped = self.statistics.dump()
-        items = dumped["items"]
-        catalogue = self.catalogue
-        return msgspec.msgpack.encode(
-            {
-                "version": SNAPSHOT_VERSION,
-                "ids": catalogue.ids[:items],
-                "applied": self.applied,
-                "weights": None if self.weights is None else self.weights.weights.tolist(),
-                "squares": None if self.weights is None else self.weights.squares.tolist(),
-                "model": self.model,
-                "learned": {
-                    model: [learned.weights.tolist(), learned.squares.tolist()]
-                    for model, learned in self._learned.items()
-                },
-                "statistics": pack_dump(dumped),
-            }
-        )
+        return {
+            "version": SNAPSHOT_VERSION,
+            "ids": self.catalogue.ids[: dumped["items"]],
+            "applied": dict(self.applied),
+            "weights": None if self.weights is None else self.weights.weights.tolist(),
+            "squares": None if self.weights is None else self.weights.squares.tolist(),
+            "model": self.model,
+            "learned": {
+                model: [learned.weights.tolist(), learned.squares.tolist()] for model, learned in self._learned.items()
+            },
+            "statistics": dumped,
+        }
 
     def restore(self, data: bytes) -> None:
         """Start from a snapshot. Raises: StateError."""

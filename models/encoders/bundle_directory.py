@@ -23,11 +23,13 @@ STALE_SECONDS = 24 * 60 * 60
 
 
 def put_bundle(
-    out: Path, files: Iterable[tuple[str, bytes]], *, keep: Callable[[Path], bool] = lambda directory: False
+    out: Path, files: Iterable[tuple[str, bytes | Path]], *, keep: Callable[[Path], bool] = lambda directory: False
 ) -> None:
     """Write the files beside `out`, then put them there in place of what is there.
 
     Args:
+        files: names, and contents or a file with them on the same machine, which is linked where it can be: the two are
+            one file then, which nobody may change.
         keep: whether a directory that lies at `out` is to stay, since another process may be reading it.
     Raises: OSError; BundleError when other processes keep writing it.
     """
@@ -35,11 +37,21 @@ def put_bundle(
     remove_stale(out.parent, f".{out.name}-")
     with _beside(out, "new") as whole:
         for name, data in files:
-            write_file(whole / name, data)
+            if isinstance(data, Path):
+                _link(data, whole / name)
+            else:
+                write_file(whole / name, data)
         sync_directory(whole)
         whole.chmod(0o755)
         _rename(whole, out, keep)
         sync_directory(out.parent)
+
+
+def _link(there: Path, path: Path) -> None:
+    try:
+        os.link(there, path)
+    except OSError:  # another file system, one that knows no links, or one that has too many of this file
+        write_file(path, there.read_bytes())
 
 
 def _rename(whole: Path, out: Path, keep: Callable[[Path], bool]) -> None:

@@ -16,10 +16,13 @@ class Background:
     """Runs functions one after the other. The thread is made at the first call and stays.
 
     One thread for all of them: glibc may give each new thread an arena of its own, which keeps what was freed in it.
+
+    Args:
+        first: what the thread does before anything else.
     """
 
-    def __init__(self, name: str) -> None:
-        self._name = name
+    def __init__(self, name: str, first: Callable[[], None] = lambda: None) -> None:
+        self._name, self._first = name, first
         self._work: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._thread: threading.Thread | None = None
 
@@ -49,5 +52,6 @@ class Background:
         return await answer
 
     def _serve(self) -> None:
+        self._first()
         while True:
             self._work.get()()

@@ -6,12 +6,14 @@ Owns the rows and what is still missing of them; who writes the vectors into the
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 
 import numpy as np
 
 from models.domain.catalogue import Catalogue
 from models.domain.ports import F32, ItemIndex
+from streams.agents.considerate import pause_after
 from streams.agents.retry import Retry
 
 # Items of one look-up.
@@ -96,7 +98,8 @@ class NextVectors:
             await asyncio.sleep(0)  # the event loop has events to serve
 
     async def fetch(self) -> None:
-        """Take over every vector that is in the index by now. Raises: ItemIndexError."""
+        """Take over every vector that is in the index by now, with a pause after each page. Raises: ItemIndexError."""
+        started = time.monotonic()
         async for found in found_in(self.index, self.waiting, self._retry):
             async with self._lock:
                 # One that was removed while we waited for our turn is no longer expected.
@@ -105,3 +108,5 @@ class NextVectors:
                     at = [self._catalogue.index[item_id] for item_id in kept]
                     self.vectors.put(at, np.stack(list(kept.values())))
             self._required.difference_update(found)
+            await pause_after(started)
+            started = time.monotonic()

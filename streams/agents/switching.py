@@ -17,7 +17,8 @@ from models.domain.errors import BundleError, RecommenderError
 from models.domain.ports import Stores
 from models.domain.releases import Release, Rollout
 from models.encoders.bundle import Bundle
-from streams.agents.filling import PAUSES, Filler
+from streams.agents.considerate import PAUSES
+from streams.agents.filling import Filler
 from streams.agents.items import Filling, ItemSide
 from streams.agents.next_vectors import NextVectors
 from streams.agents.releases import ReleaseFeed

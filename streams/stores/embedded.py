@@ -12,7 +12,7 @@ from qdrant_edge import CountRequest, EdgeConfig, EdgeShard
 from models.domain.errors import ItemIndexError, StoreError, UserStoreError
 from streams.stores.embedded_directory import EmbeddedDirectory, Sizes
 from streams.stores.embedded_items import EXACT_SEARCH_LIMIT, EmbeddedItemIndex, create_payload_indexes, items_config
-from streams.stores.embedded_shard import Shard, create_shard, guarded, load_shard
+from streams.stores.embedded_shard import Shard, breathe, create_shard, guarded, load_shard
 from streams.stores.embedded_users import EmbeddedUserStore, users_config
 from streams.stores.records import check_text_dimension
 
@@ -167,6 +167,7 @@ class EmbeddedStores:
         engine = create_shard(path / "shard", config, error)
         if kind == ITEMS:
             guarded(lambda: create_payload_indexes(engine), error)
+        breathe()
         guarded(engine.flush, error)
         self._directory.write_sizes(kind, version, wanted)
         return engine, wanted

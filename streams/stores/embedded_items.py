@@ -29,7 +29,7 @@ from qdrant_edge import (
 )
 
 from models.domain.ports import F32, ItemRecord, ItemText
-from streams.stores.embedded_shard import PointId, Shard
+from streams.stores.embedded_shard import PointId, Shard, breathe
 from streams.stores.matrix import ItemMatrix
 from streams.stores.names import item_point_id
 from streams.stores.records import (
@@ -88,6 +88,7 @@ def items_config(dimension: int, text_dimension: int) -> EdgeConfig:
 def create_payload_indexes(engine: EdgeShard) -> None:
     """Before the first point: an index made later is built over the whole collection."""
     for field, schema in _PAYLOAD_INDEXES.items():
+        breathe()
         engine.update(UpdateOperation.create_field_index(field, schema))
 
 

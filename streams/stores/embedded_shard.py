@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -22,6 +23,10 @@ PointId = int | str | UUID
 # a flush the longest write was 16 ms), so that it must be rare. At 16,384 the log stays near 120 MB; 14,000 users of it
 # are replayed in 0.4 s after kill -9.
 FLUSH_EVERY_POINTS = 16_384
+
+# Making, flushing and closing a shard keep the interpreter's lock, each call 3 to 13 ms (qdrant-edge-py 0.9): in a row
+# they hold up everything else of the process, events among them, for as long as all of them together.
+APART_SECONDS = 0.03
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +85,13 @@ class Shard:
     def _close(self) -> None:
         self._maintenance.shutdown(wait=True)
         self.engine.flush()
+        breathe()  # a close that has nothing to flush is short
         self.engine.close()
+
+
+def breathe() -> None:
+    """Let the process's other threads run between two calls that keep the interpreter's lock."""
+    time.sleep(APART_SECONDS)
 
 
 def load_shard(path: Path, error: type[StoreError]) -> EdgeShard:

@@ -104,6 +104,27 @@ def test_a_version_that_is_there_and_sound_is_not_fetched_again(
     assert {path.name: path.stat().st_ino for path in place.iterdir()} == made
 
 
+def test_what_another_fetched_version_has_is_linked_and_not_downloaded(
+    registry: Registry, url: str, bundle: Path, tmp_path: Path
+) -> None:
+    first, into = registry.publish(bundle), tmp_path / "bundles"
+    registry.fetch(first, into)
+    other = small_bundle(tmp_path / "other", seed=1)
+    second = registry.publish(other)
+    spoil(url, second, "text.onnx", b"damaged")  # it would be refused
+    place = registry.fetch(second, into)
+    assert (place / "text.onnx").samefile(into / first / "text.onnx")
+    assert (place / "step.onnx").read_bytes() == (other / "step.onnx").read_bytes()
+    read_files(place, read_manifest(place), read_manifest(place).files())
+
+
+def test_a_damaged_file_of_another_version_is_not_linked(registry: Registry, bundle: Path, tmp_path: Path) -> None:
+    first, into = registry.publish(bundle), tmp_path / "bundles"
+    (registry.fetch(first, into) / "text.onnx").write_bytes(b"damaged")
+    place = registry.fetch(registry.publish(small_bundle(tmp_path / "other", seed=1)), into)
+    read_files(place, read_manifest(place), read_manifest(place).files())
+
+
 def test_a_place_that_is_damaged_is_put_right(registry: Registry, bundle: Path, tmp_path: Path) -> None:
     version = registry.publish(bundle)
     place = registry.fetch(version, tmp_path / "bundles", training=True)

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.domain.catalogue import Catalogue
-from models.domain.deltas import LEARNERS_KEPT, Delta, Ledger, decode_delta, encode_delta
+from models.domain.deltas import LEARNERS_KEPT, Delta, Ledger, decode_delta, encode_delta, pack_snapshot
 from models.domain.errors import EventDecodeError, StateError
 from models.domain.features import BASE_COUNT
 from models.domain.ranking import FIRST_SQUARES, AdaptiveWeights
@@ -95,7 +95,7 @@ class Worker:
         return end
 
     def snapshot(self) -> tuple[bytes, int]:
-        return self.ledger.snapshot(), self.read_up_to
+        return pack_snapshot(self.ledger.snapshot()), self.read_up_to
 
 
 def counts_of(statistics: Statistics, catalogue: Catalogue) -> dict[str, Any]:
@@ -275,7 +275,7 @@ def test_a_snapshot_restores_statistics_and_weights_to_the_bit() -> None:
     ledger.applied["s"] = 200
     again = make_pipeline(Catalogue(9))
     restored = Ledger(again.statistics, again.catalogue, again.weights, "b")
-    restored.restore(ledger.snapshot())
+    restored.restore(pack_snapshot(ledger.snapshot()))
     assert dump_bytes(again.statistics) == dump_bytes(pipeline.statistics)
     assert again.weights is not None
     assert pipeline.weights is not None
@@ -352,7 +352,7 @@ def test_bytes_that_are_no_snapshot_are_refused(data: bytes) -> None:
 
 
 def test_a_snapshot_of_another_version_is_refused() -> None:
-    fields = msgspec.msgpack.decode(Worker([]).ledger.snapshot())
+    fields = msgspec.msgpack.decode(pack_snapshot(Worker([]).ledger.snapshot()))
     with pytest.raises(StateError, match="version 99"):
         Worker([]).ledger.restore(msgspec.msgpack.encode(fields | {"version": 99}))
 
@@ -397,7 +397,7 @@ def test_a_snapshot_says_whose_weights_it_holds() -> None:
     ledger.read(delta(weights=one, squares=one, model="m1"))
     ledger.read(delta(start=1, end=2, offset=[1], weights=one, squares=one, model="m2"))
     ledger.read(delta(start=2, end=3, offset=[2], weights=one, squares=one, model="m2"))
-    snapshot = ledger.snapshot()
+    snapshot = pack_snapshot(ledger.snapshot())
     for version, learned in (("m1", 1.0), ("m2", 2.0), ("m3", 0.0)):
         weights = AdaptiveWeights(np.full(BASE_COUNT, 0.0))
         restored = Ledger(Statistics(), Catalogue(9), weights, "b", version)

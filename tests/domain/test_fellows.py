@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.domain.catalogue import Catalogue
-from models.domain.deltas import Ledger, decode_delta, encode_delta
+from models.domain.deltas import Ledger, decode_delta, encode_delta, pack_snapshot
 from models.domain.fellows import (
     AHEAD,
     BEHIND,
@@ -223,7 +223,7 @@ def test_choosers_reach_other_workers_and_snapshots() -> None:
     assert delta is not None
     reader, fresh = (Ledger(Statistics(), Catalogue(9), None, name) for name in "bc")
     reader.read(decode_delta(encode_delta(delta)))
-    fresh.restore(reader.snapshot())
+    fresh.restore(pack_snapshot(reader.snapshot()))
     for side in (reader, fresh):
         at = side.catalogue.index["i1"]
         found = side.statistics.arrays.choosers

@@ -21,11 +21,14 @@ TEXT = 384
 
 
 def small_bundle(folder: Path, seed: int = 0, *, training: bool = True, parent: str | None = None) -> Path:
-    """A bundle of random bytes under a manifest that is true of them; one file is only for training."""
-    rng = np.random.default_rng(seed)
+    """A bundle of random bytes under a manifest that is true of them; one file is only for training.
+
+    The text encoder is one for all seeds, as those of a line of models are.
+    """
+    rng, of_all = np.random.default_rng(seed), np.random.default_rng(0)
     text = TextModelSpec(graph="text.onnx", tokenizer="tokenizer.json", pooling="mean", max_tokens=128, source="random")
     names = ["ranker.onnx", "tokenizer.json", *msgspec.structs.astuple(Graphs()), *([TRAINING] if training else [])]
-    files = {name: rng.bytes(1_000) for name in names} | {"text.onnx": rng.bytes(LARGEST_FILE_BYTES)}
+    files = {name: rng.bytes(1_000) for name in names} | {"text.onnx": of_all.bytes(LARGEST_FILE_BYTES)}
     draft = Manifest(
         schema_version=1,
         name="small",
