@@ -6,8 +6,6 @@ alone goes from event to event.
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from export.graphs import STATE
@@ -40,13 +38,14 @@ class _Graph(GraphBuilder):
 
     def taken(
         self, weights: EncoderWeights, item: str, text: str, kind: str, value: str, gap: str, sign: str, axis: int
-    ) -> tuple[str, str, str]:
+    ) -> tuple[str, str, str, str]:
         """What each event has to say to the gates and to the new state, and whether it says nothing.
 
         Args:
             sign: [...], sign of the strength, 0 for a masked place.
             axis: number of the last axis of `item`.
-        Returns: [..., 2 S], [..., S], and [..., 1], which is 1 where the state stays as it is and else 0.
+        Returns: the reset gate and the shares of update gate and new state, each [..., S]; and [..., 1], which is 1
+            where the state stays as it is and else 0.
         """
         last = self.axes(axis)
         own = self.op("Slice", item, self.axes(0), self.axes(weights.width), last)  # [..., W]
@@ -72,21 +71,19 @@ class _Graph(GraphBuilder):
         for part in (self.op("Gather", self.constant(weights.kind), kind), self.value_and_gap(weights, value, gap)):
             x = self.op("Add", x, part)  # [..., W]
         still = self.op("Sub", self.constant(1.0), self.op("Abs", signs))
-        two = 2 * weights.state_size
-        gates = self.affine(x, weights.take_weight[:, :two], weights.take_bias[:two])
-        return gates, self.affine(x, weights.take_weight[:, two:], weights.take_bias[two:]), still
+        columns = (np.split(each, 3, axis=-1) for each in (weights.take_weight, weights.take_bias))
+        reset, update, new = (self.affine(x, weight, bias) for weight, bias in zip(*columns, strict=True))
+        return self.op("Sigmoid", reset), update, new, still
 
-    def remember(self, weights: EncoderWeights, state: str, gates: str, new: str, still: str) -> str:
+    def remember(self, weights: EncoderWeights, state: str, reset: str, update: str, new: str, still: str) -> str:
         """One step of the recurrence; the sums that products are added to come with them (Gemm), not after.
 
         Args:
-            state, gates, new, still: [B, S], [B, 2 S], [B, S], [B, 1].
+            state, reset, update, new, still: [B, S] each but the last, [B, 1].
         Returns: [B, S].
         """
-        size = weights.state_size
-        by_gates, by_new = (self.constant(each) for each in np.split(weights.recurrent_weight, [2 * size], axis=1))
-        reset, update = self.split(self.op("Sigmoid", self.op("Gemm", state, by_gates, gates)), size, size)
-        update = self.op("Max", update, still)
+        by_update, by_new = (self.constant(each) for each in np.split(weights.recurrent_weight, 2, axis=1))
+        update = self.op("Max", self.op("Sigmoid", self.op("Gemm", state, by_update, update)), still)
         past = self.op("Gemm", state, by_new, self.constant(weights.recurrent_bias))
         new = self.op("Tanh", self.op("Add", new, self.op("Mul", reset, past)))
         kept = self.op("Mul", update, state)  # exactly the state where update is 1
@@ -108,14 +105,12 @@ class _Graph(GraphBuilder):
             axis=-1,
             epsilon=EPSILON,
         )  # [B, S]
-        inner = self.affine(normed, weights.hidden_weight, weights.hidden_bias)  # [B, H]
-        error = self.op("Erf", self.op("Div", inner, self.constant(math.sqrt(2.0))))
-        gelu = self.op("Mul", self.op("Mul", inner, self.op("Add", error, self.constant(1.0))), self.constant(0.5))
+        inner = self.op("Relu", self.affine(normed, weights.hidden_weight, weights.hidden_bias))  # [B, H]
         # The bias input of 1 as a column of the last layer: cheaper than padding.
         skip, out = (np.pad(weight, ((0, 0), (0, 1))) for weight in (weights.skip_weight, weights.out_weight))
         bias = np.append(weights.skip_bias + weights.out_bias, np.float32(1))
         straight = self.op("MatMul", normed, self.constant(skip))  # [B, D]
-        self.op("Add", straight, self.affine(gelu, out, bias), out="user")  # [B, D]
+        self.op("Add", straight, self.affine(inner, out, bias), out="user")  # [B, D]
 
 
 _INT64 = 7  # onnx.TensorProto.INT64
@@ -151,7 +146,7 @@ def sequence_graph(weights: EncoderWeights) -> bytes:
         g.op("Where", "mask", "log2_gap", zero),
         g.op("Sign", g.op("Where", "mask", "strength", zero)),
         axis=2,
-    )  # [B, T, 2 S], [B, T, S], [B, T, 1]
+    )  # [B, T, S] three times, [B, T, 1]
     by_time = [g.op("Transpose", rows, perm=[1, 0, 2]) for rows in taken]
     g.read_out(weights, g.scan(g.stored(weights), by_time, lambda state, *event: g.remember(weights, state, *event)))
     return g.model("sequence", {**_inputs(weights, "B", "T"), "mask": ("B", "T")}, _outputs(weights))

@@ -45,12 +45,6 @@ class GraphBuilder:
         self.nodes.append(helper.make_node(kind, inputs, [name], **attributes))
         return name
 
-    def split(self, rows: str, *sizes: int) -> tuple[str, ...]:
-        """Parts of the last axis."""
-        names = tuple(f"{self.prefix}{len(self.nodes)}p{part}" for part in range(len(sizes)))
-        self.nodes.append(helper.make_node("Split", [rows, self.axes(*sizes)], list(names), axis=-1))
-        return names
-
     def when(
         self, condition: str, then: Callable[[], Sequence[str]], otherwise: Callable[[], Sequence[str]]
     ) -> tuple[str, ...]:

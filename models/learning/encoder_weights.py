@@ -38,7 +38,7 @@ def gap_bucket(log2_gap: F32) -> npt.NDArray[np.int64]:
 class EncoderWeights:
     """Axes: N items, E text embedding, W width, C kinds, S state, H hidden units.
 
-    Of 3 S columns the first are the reset gate's, then the update gate's, then the new state's.
+    Of 3 S columns the first are the reset gate's, then the update gate's, then the new state's; of 2 S the last two.
     """
 
     item_id: F32
@@ -64,7 +64,7 @@ class EncoderWeights:
     take_bias: F32
     """float32[3 S]."""
     recurrent_weight: F32
-    """float32[S, 3 S], from the state before."""
+    """float32[S, 2 S], from the state before."""
     recurrent_bias: F32
     """float32[S], of the new state's part, inside the reset gate."""
     norm_weight: F32

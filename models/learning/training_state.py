@@ -26,7 +26,7 @@ from models.learning.encoder_weights import EncoderWeights
 from models.learning.ranker_trainer import RankerConfig, RankerTrainer
 from models.learning.ranker_weights import RankerWeights
 
-SCHEMA = 1
+SCHEMA = 2
 # A source that never reached what was chosen keeps this worth, so that it is still heard and can prove itself.
 LEAST_WORTH = 0.05
 _META = "state"

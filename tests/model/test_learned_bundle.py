@@ -55,7 +55,7 @@ def made_weights(seed: int = 0, items: int = 30, width: int = 64) -> EncoderWeig
         text_scale=normal(0.5, kinds, width),
         take_weight=normal(0.2, width, 3 * RECURRENCE),
         take_bias=normal(0.2, 3 * RECURRENCE),
-        recurrent_weight=normal(0.1, RECURRENCE, 3 * RECURRENCE),
+        recurrent_weight=normal(0.1, RECURRENCE, 2 * RECURRENCE),
         recurrent_bias=normal(0.2, RECURRENCE),
         norm_weight=normal(0.5, RECURRENCE),
         norm_bias=normal(0.2, RECURRENCE),

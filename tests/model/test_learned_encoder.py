@@ -39,18 +39,20 @@ def made() -> TrainingLog:
 def test_the_recurrence_has_the_gradient_that_autograd_finds(always: bool) -> None:
     torch.manual_seed(0)
     start, taken, weight, bias = (
-        torch.rand(shape, dtype=torch.float64, requires_grad=True) for shape in ((3, 4), (6, 3, 12), (4, 12), (4,))
+        torch.rand(shape, dtype=torch.float64, requires_grad=True) for shape in ((3, 4), (6, 3, 12), (4, 8), (4,))
     )
     live = torch.ones(6, 3).double() if always else torch.randint(0, 2, (6, 3)).double()
     assert torch.autograd.gradcheck(lambda *given: GatedRecurrence.apply(*given, live), (start, taken, weight, bias))
 
 
-def test_the_recurrence_is_torch_s_own_gru() -> None:
+def test_the_recurrence_is_torch_s_own_gru_whose_reset_gate_hears_no_state() -> None:
     torch.manual_seed(1)
     gru, events, start = torch.nn.GRU(5, 7), torch.randn(9, 3, 5), torch.randn(3, 7)
+    with torch.no_grad():
+        gru.weight_hh_l0[:7] = 0
     reset_and_update, new = gru.bias_hh_l0.split([14, 7])
     taken = events @ gru.weight_ih_l0.T + gru.bias_ih_l0 + torch.cat([reset_and_update, torch.zeros(7)])
-    found = GatedRecurrence.apply(start, taken, gru.weight_hh_l0.T, new, torch.ones(9, 3))
+    found = GatedRecurrence.apply(start, taken, gru.weight_hh_l0[7:].T, new, torch.ones(9, 3))
     torch.testing.assert_close(found, gru(events, start.unsqueeze(0))[0])
 
 

@@ -77,7 +77,7 @@ def learned(
         text_scale=normal(0.5, len(names), width),
         take_weight=normal(0.2, width, 3 * recurrence),
         take_bias=normal(0.2, 3 * recurrence),
-        recurrent_weight=normal(0.1, recurrence, 3 * recurrence),
+        recurrent_weight=normal(0.1, recurrence, 2 * recurrence),
         recurrent_bias=normal(0.2, recurrence),
         norm_weight=normal(0.5, recurrence),
         norm_bias=normal(0.2, recurrence),
