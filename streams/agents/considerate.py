@@ -22,7 +22,7 @@ PAUSES = 6.0
 LONGEST_PAUSE_SECONDS = 0.25
 
 
-async def pause_after(started: float, pauses: float = PAUSES) -> None:
+async def pause_after(started: float, pauses: float) -> None:
     """Leave the process to the events after a batch of work.
 
     Args:

@@ -13,24 +13,28 @@ import numpy as np
 
 from models.domain.catalogue import Catalogue
 from models.domain.ports import F32, ItemIndex
-from streams.agents.considerate import pause_after
+from streams.agents.considerate import PAUSES, pause_after
 from streams.agents.retry import Retry
 
 # Items of one look-up.
 PAGE = 256
 
 
-async def found_in(index: ItemIndex, waiting: dict[str, str], retry: Retry) -> AsyncIterator[dict[str, F32]]:
+async def found_in(
+    index: ItemIndex, waiting: dict[str, str], retry: Retry, pauses: float = 0.0
+) -> AsyncIterator[dict[str, F32]]:
     """The awaited vectors that are in the index by now, a page at a time: item id -> float32[D].
 
     Args:
         waiting: item id -> content hash; what was found is taken out when the next page is asked for, unless the item
             has another content since.
+        pauses: after each page that held some, as a multiple of the time it took. Not before its items are taken out:
+            one that is removed and declared again meanwhile is awaited anew.
     Raises: ItemIndexError.
     """
     wanted = list(waiting.items())
     for start in range(0, len(wanted), PAGE):
-        page = dict(wanted[start : start + PAGE])
+        started, page = time.monotonic(), dict(wanted[start : start + PAGE])
         records = await retry.call("item_load", lambda ids=list(page): index.get_many(ids))  # type: ignore[misc]
         found = {
             item_id: record.vector
@@ -42,6 +46,7 @@ async def found_in(index: ItemIndex, waiting: dict[str, str], retry: Retry) -> A
             for item_id in found:
                 if waiting.get(item_id) == page[item_id]:
                     del waiting[item_id]
+            await pause_after(started, pauses)
 
 
 class NextVectors:
@@ -99,8 +104,7 @@ class NextVectors:
 
     async def fetch(self) -> None:
         """Take over every vector that is in the index by now, with a pause after each page. Raises: ItemIndexError."""
-        started = time.monotonic()
-        async for found in found_in(self.index, self.waiting, self._retry):
+        async for found in found_in(self.index, self.waiting, self._retry, PAUSES):
             async with self._lock:
                 # One that was removed while we waited for our turn is no longer expected.
                 kept = {item_id: vector for item_id, vector in found.items() if item_id in self.waiting}
@@ -108,5 +112,3 @@ class NextVectors:
                     at = [self._catalogue.index[item_id] for item_id in kept]
                     self.vectors.put(at, np.stack(list(kept.values())))
             self._required.difference_update(found)
-            await pause_after(started)
-            started = time.monotonic()
