@@ -150,20 +150,22 @@ class Challenger:
         self.reached += reached
         self.reachable += reachable
 
-    def refit(self, log: TrainingLog, ahead: int, *, epochs: int, validation: float, settling: int, seed: int) -> None:
-        """Fit the encoder anew on a log, and the ranker on all past lists.
+    def refit(self, log: TrainingLog, end: int, ahead: int, *, validation: float, settling: int, seed: int) -> None:
+        """Fit the encoder anew on the log's events [0, end), and the ranker on all past lists.
 
         The encoder begins from nothing: one that goes on from its present weights, and has passed over the log's
         beginning again and again, knows it by heart (models/README.md). The ranker is fitted only where there are as
-        many lists as it was fitted on, and else goes on.
+        many lists as it was fitted on, and else goes on. The events behind `end` tell how many passes pay off, and as
+        many are kept of the next fit.
 
         Args:
-            ahead: the buffer's newest lists, which belong to events behind the log's end.
+            ahead: the buffer's newest lists, which belong to events behind `end`.
             validation: latest share of the lists, on which is chosen how long the ranker trains.
             settling: records until the ranker knows the new encoder's scores.
         """
         self.encoders = self.encoders.anew(seed)
-        self.encoders.fit(log, len(log), epochs=epochs)
+        self.encoders.fit(log.until(end), end, epochs=self.encoders.config.passes, looks=True)
+        self.encoders.choose_passes(log, end, len(log))
         ahead = min(ahead, len(self.lists))
         self._ahead = range(self.lists.appended - ahead, self.lists.appended)
         count = len(self.lists) - ahead

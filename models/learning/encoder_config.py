@@ -31,6 +31,8 @@ class EncoderConfig:
     id_dropout: float = 0.1
     # Share of events whose kind is hidden, so that a kind that no bundle declares is read as an average one.
     kind_dropout: float = 0.02
+    # Over a log, from nothing. More do not pay off on any stream; fewer where `EncoderTrainer.passes` says so.
+    passes: int = 12
     # Averaged over about 200 steps; 0 for the last weights.
     average: float = 0.99
     # Beyond this many touched items the full softmax costs more than it gains.
@@ -38,10 +40,11 @@ class EncoderConfig:
     negatives: int = 2_048
     # Between uniform (0) and the share of events (1).
     negative_power: float = 0.75
-    online_learning_rate: float = 1e-3
+    online_learning_rate: float = 2e-3
     # Of blocks of 250 events; three passes over blocks of 1,000 cost a third more and gained nothing.
     online_passes: int = 2
-    online_replay: float = 5.0
+    # Replayed chunks for a new one, where all passes of a whole fit pay off; else in proportion to those that do.
+    online_replay: float = 10.0
     # Shorter than in a fit: more and smaller steps for the same events were better.
     online_chunk: int = 50
     online_batch: int = 16

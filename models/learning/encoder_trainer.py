@@ -57,6 +57,8 @@ class EncoderTrainer:
         self.cold_bias = 0.0
         self.cold_offset = 0.0
         """Added to the bias of an item without events; see `choose_cold_offset`."""
+        self.passes: int | None = None
+        """Passes over a log from nothing after which more do not pay off, see `choose_passes`; None: all do."""
         self._average = WeightAverage(self.network, config.online_average, early=False)
         self._online: torch.optim.Optimizer | None = None
         self._looks: dict[int, dict[str, Tensor]] = {}
@@ -74,7 +76,6 @@ class EncoderTrainer:
         validation: tuple[int, int] | None = None,
         progress: Progress | None = None,
         looks: bool = False,
-        kept: int | None = None,
     ) -> FitReport:
         """Train on events [0, end) from the present weights, the learning rate falling to zero along a cosine.
 
@@ -83,8 +84,7 @@ class EncoderTrainer:
         Args:
             epochs: at most; fewer with `validation` where it stops getting better, and the best check's weights stay.
             validation: events [a, b) foreseen with frozen weights.
-            looks: remember weights for `passes_paid`.
-            kept: with `looks`, the weights after so many passes stay, which were enough for the fit before.
+            looks: remember weights for `choose_passes`; those after as many passes stay as it chose for the fit before.
         """
         config, started = self.config, time.monotonic()
         self.grow(log)
@@ -129,8 +129,8 @@ class EncoderTrainer:
                         best = {name: tensor.clone() for name, tensor in average.tensors.items()}
                     elif epoch + 1 - report.best_epoch >= config.patience * config.check_every:
                         break
-        if looks and kept is not None:
-            best = dict(self._looks[min(kept, epochs)])
+        if looks and self.passes is not None:
+            best = dict(self._looks[min(self.passes, epochs)])
             best["item_bias"] = best["item_bias"] - torch.as_tensor(self._text_biases(log))
         self._load(best or average.tensors)
         self._settle_cold(log, end)
@@ -146,6 +146,8 @@ class EncoderTrainer:
         """
         losses = []
         config = self.config
+        # A log that is known by heart after few passes bears little of what is one more.
+        replay = config.online_replay * min(1.0, (self.passes or config.passes) / config.passes)
         self.grow(log)
         self._meet(log, start, end)
         if self._online is None:
@@ -155,7 +157,7 @@ class EncoderTrainer:
                 past = histories(log, max(0, end - config.replay_events), end, self._rng)
                 new = cut_recent(past, start, config.online_context, config.online_chunk)
                 old = cut(past, config.online_chunk, self._rng)
-                drawn = self._rng.permutation(len(old))[: int(config.online_replay * len(new))]
+                drawn = self._rng.permutation(len(old))[: int(replay * len(new))]
                 mixed = Chunks(*(np.concatenate(pair) for pair in zip(new, old.take(drawn), strict=True)))
                 mixed = mixed.take(self._rng.permutation(len(mixed)))
                 loss = self._pass(log, past, mixed, config.online_batch, self._online, self._average, lambda _: 1.0)
@@ -182,8 +184,8 @@ class EncoderTrainer:
         self.cold_offset = chosen
         return chosen
 
-    def passes_paid(self, log: TrainingLog, start: int, end: int) -> int | None:
-        """After how many of its passes the latest fit with looks foresaw events [start, end) best; None: after all.
+    def choose_passes(self, log: TrainingLog, start: int, end: int) -> None:
+        """Take as many passes as those after which the latest fit with looks foresaw events [start, end) best.
 
         By octaves, how often the place of what was chosen was halved: nDCG@10 is blind to nine choices in ten. Events
         [0, start) were trained on and [start, end) were not.
@@ -193,7 +195,8 @@ class EncoderTrainer:
         # Of items that had events: what the others start from is settled after the passes.
         had = log.target[start:end] & self.trained[log.item[start:end]]
         if not had.any() or not self._looks:
-            return None
+            self.passes = None
+            return
         by_text = torch.as_tensor(self._text_biases(log))
         try:
             for passes, tensors in self._looks.items():
@@ -204,7 +207,7 @@ class EncoderTrainer:
         finally:
             self._average.tensors = served
         best = min(found, key=found.__getitem__)
-        return None if best == max(found) else best
+        self.passes = None if best == max(found) else best
 
     def grow(self, log: TrainingLog) -> None:
         """Rows for items that joined the catalogue; they are their text alone until an event names them."""
@@ -342,6 +345,7 @@ class EncoderTrainer:
             "seed": self.seed,
             "cold_bias": self.cold_bias,
             "cold_offset": self.cold_offset,
+            "passes": self.passes,
             "online": self._online is not None,
             "generator": self._rng.bit_generator.state,
         }
@@ -352,7 +356,7 @@ class EncoderTrainer:
         network = self.network
         items, dimension = len(self.trained), network.projection.weight.shape[1]
         fresh = EncoderTrainer(self.config, items=items, kinds=len(network.kind), text_dimension=dimension, seed=seed)
-        fresh.cold_offset = self.cold_offset
+        fresh.cold_offset, fresh.passes = self.cold_offset, self.passes
         return fresh
 
     @classmethod
@@ -362,6 +366,7 @@ class EncoderTrainer:
         weights: EncoderWeights,
         trained: npt.NDArray[np.bool_],
         cold_offset: float,
+        passes: int | None,
         *,
         seed: int,
     ) -> EncoderTrainer:
@@ -382,7 +387,7 @@ class EncoderTrainer:
         trainer.network.text_bias.copy_(network.text_bias)
         trainer.network.eval()
         trainer.trained = trained.copy()
-        trainer.cold_bias, trainer.cold_offset = float(weights.cold_bias), cold_offset
+        trainer.cold_bias, trainer.cold_offset, trainer.passes = float(weights.cold_bias), cold_offset, passes
         trainer._average = WeightAverage(trainer.network, config.online_average, early=False)
         return trainer
 
@@ -404,6 +409,7 @@ class EncoderTrainer:
         trainer.trained = tensors["trained"].numpy()
         trainer.network.text_bias.copy_(tensors["text_bias"])
         trainer.cold_bias, trainer.cold_offset = state["cold_bias"], state["cold_offset"]
+        trainer.passes = state["passes"]
         trainer._average = WeightAverage(trainer.network, config.online_average, early=False)
         for name in trainer._average.tensors:
             trainer._average.tensors[name] = tensors[f"average.{name}"]

@@ -363,9 +363,9 @@ class OnlineTrainer:
         self.evidence.clear()  # it speaks of another one
         challenger.put_back(windows[0].ranker)
         challenger.refit(
-            whole.until(windows[0].start),
+            whole,
+            windows[0].start,
             sum(len(window.scene.served.row) for window in windows),
-            epochs=config.refit_epochs,
             validation=config.validation,
             settling=min(config.settling, len(whole) // 4),
             seed=self.seed + self.rounds,

@@ -27,7 +27,7 @@ from models.learning.recent_rounds import WINDOWS, RecentRounds
 from models.learning.rescoring import Histories
 from models.learning.training_state import TrainingState, TrainingStateError
 
-SCHEMA = 1
+SCHEMA = 2
 _STATE, _LOG, _CHALLENGER, _RANKER = "state.json", "log.safetensors", "challenger", "ranker.safetensors"
 _ROUND, _LISTS = "round-", "lists-"
 

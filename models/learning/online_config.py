@@ -26,7 +26,6 @@ class OnlineConfig:
     refit_growth: float = 0.25
     """Share of the events that the last whole fit saw, after which as many new ones call for another: of a challenger
     that was judged."""
-    refit_epochs: int = 12
     settling: int = 2_000
     """Records that a challenger learns from after a whole fit before it is compared, a quarter of the log at most: its
     ranker has to get to know the new encoder's scores."""

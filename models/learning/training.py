@@ -52,7 +52,7 @@ class TrainingConfig:
     stages: tuple[float, ...] = (0.1, 0.25, 0.5, 0.75, 1.0)
     epochs: tuple[int, ...] = (10, 8, 5, 5, 9)
     """Passes of each fit, from the weights of the one before. On a log that is known by heart after fewer, each fit
-    begins from nothing and ends with as many as paid off (`EncoderTrainer.passes_paid`)."""
+    begins from nothing and keeps what it was after as many as pay off (`EncoderTrainer.choose_passes`)."""
     validation: float = 0.1
     """Share of the log, its latest part, on which is chosen how long the ranker trains."""
     candidates: int = 200
@@ -140,7 +140,6 @@ class Training:
         options = player.options
         player.options = options._replace(learn=False, publish=False)
         marks = [int(share * end) for share in config.stages]
-        paid: int | None = None
         for epochs, mark in zip(config.epochs, marks, strict=True):
             fitted_until = player.played
             for _ in player.play_to(mark):
@@ -150,20 +149,17 @@ class Training:
             log = self.builder.until(mark)
             if 0 < fitted_until < mark:
                 # A short log, or one whose items come and go, is known by heart after a few passes, and foresees less.
-                paid = self.encoders.passes_paid(log, fitted_until, min(mark, fitted_until + PASSES_EVENTS))
-                self.report(f"passes that paid off: {'all' if paid is None else paid}")
+                self.encoders.choose_passes(log, fitted_until, min(mark, fitted_until + PASSES_EVENTS))
+                self.report(f"passes that paid off: {self.encoders.passes or 'all'}")
             if 0 < fitted_until < mark < end:
                 # On events that no fit has seen. Not before the last fit: the ranker learns from lists that had the
                 # offset it is served with.
                 since = max(fitted_until, mark - COLD_EVENTS)
                 self.report(f"offset of new items: {self.encoders.choose_cold_offset(log, since, mark):g}")
-            if paid is not None:
+            if self.encoders.passes is not None:
                 # One that goes on has passed over the log's beginning again and again (models/README.md).
                 self.encoders = self.encoders.anew(self.encoders.seed)
-            if mark < end:
-                fitted = self.encoders.fit(log, mark, epochs=epochs, looks=True, kept=paid)
-            else:
-                fitted = self.encoders.fit(log, mark, epochs=epochs if paid is None else min(paid, epochs))
+            fitted = self.encoders.fit(log, mark, epochs=epochs, looks=True)
             self.report(f"encoder fitted on {mark:,} events in {fitted.seconds:.0f} s")
             self._take(player)
             self._serve(pipeline, CollectingRanker(config.candidates, self.worth()), log.item_text)

@@ -26,7 +26,7 @@ from models.learning.encoder_weights import EncoderWeights
 from models.learning.ranker_trainer import RankerConfig, RankerTrainer
 from models.learning.ranker_weights import RankerWeights
 
-SCHEMA = 2
+SCHEMA = 3
 # A source that never reached what was chosen keeps this worth, so that it is still heard and can prove itself.
 LEAST_WORTH = 0.05
 _META = "state"
@@ -49,6 +49,8 @@ class TrainingState:
     """bool[N], items that a training event named."""
     cold_offset: float
     """Part of the encoder's `cold_bias`: what new items are lifted by."""
+    passes: int | None
+    """`EncoderTrainer.passes`."""
     ranker: Mapping[str, npt.NDArray[Any]]
     """`RankerTrainer.tensors`."""
     candidates: int
@@ -85,6 +87,7 @@ class TrainingState:
             encoder=weights,
             trained=encoders.trained.copy(),
             cold_offset=encoders.cold_offset,
+            passes=encoders.passes,
             ranker={name: each.numpy() for name, each in rankers.tensors().items()},
             candidates=candidates,
             reached=reached.copy(),
@@ -95,7 +98,7 @@ class TrainingState:
         )
 
     def encoders(self, config: EncoderConfig, seed: int) -> EncoderTrainer:
-        return EncoderTrainer.of(config, self.encoder, self.trained, self.cold_offset, seed=seed)
+        return EncoderTrainer.of(config, self.encoder, self.trained, self.cold_offset, self.passes, seed=seed)
 
     def rankers(self, config: RankerConfig, seed: int) -> RankerTrainer:
         return RankerTrainer.of(config, seed, {name: torch.tensor(each) for name, each in self.ranker.items()})
@@ -136,6 +139,7 @@ class TrainingState:
             "item_ids": self.item_ids,
             "kinds": self.kinds,
             "cold_offset": self.cold_offset,
+            "passes": self.passes,
             "candidates": self.candidates,
             "reachable": self.reachable,
             "events": self.events,
@@ -162,6 +166,7 @@ class TrainingState:
                 encoder=encoder,
                 trained=arrays["trained"].astype(np.bool_),
                 cold_offset=float(meta["cold_offset"]),
+                passes=None if meta["passes"] is None else int(meta["passes"]),
                 ranker=ranker,
                 candidates=int(meta["candidates"]),
                 reached=arrays["reached"].astype(np.float64),

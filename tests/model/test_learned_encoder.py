@@ -248,9 +248,11 @@ def test_the_passes_that_paid_are_those_whose_weights_foresee_best(made: Trainin
     one = start()
     one.fit(known, 200, epochs=8, looks=True)
     best = min(asked, key=asked.__getitem__)
-    assert one.passes_paid(known, 200, 260) == (None if best == 8 else best)
+    one.choose_passes(known, 200, 260)
+    assert one.passes == (None if best == 8 else best)
     kept = start()
-    kept.fit(known, 200, epochs=8, looks=True, kept=4)
+    kept.passes = 4
+    kept.fit(known, 200, epochs=8, looks=True)
     users, vectors = kept.users_before(known, 200, 260), kept.served().item_vectors(known.item_text)
     assert np.nanmean(np.log2(places(users, vectors, known, 200, 260))) == pytest.approx(figures[4])
 
@@ -258,7 +260,24 @@ def test_the_passes_that_paid_are_those_whose_weights_foresee_best(made: Trainin
 def test_without_looks_all_passes_paid(made: TrainingLog) -> None:
     one = trainer(made)
     one.fit(made, 200, epochs=2)
-    assert one.passes_paid(made, 200, 300) is None
+    one.passes = 2
+    one.choose_passes(made, 200, 300)
+    assert one.passes is None
+
+
+@pytest.mark.parametrize(("passes", "replayed"), [(None, 6), (3, 3), (20, 6)])
+def test_an_update_replays_less_where_fewer_passes_pay_off(
+    made: TrainingLog, passes: int | None, replayed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(SMALL, passes=6, online_replay=6.0, online_passes=1, online_context=1, online_chunk=5)
+    one = trainer(made, config=config)
+    one.fit(made, 200, epochs=1)
+    one.passes = passes
+    seen: list[int] = []
+    monkeypatch.setattr(one, "_pass", lambda log, past, chunks, *rest: seen.append(len(chunks)) or 0.0)
+    one.update(made, 290, len(made))
+    new = len(cut_recent(histories(made, 0, len(made), None), 290, 1, 5))
+    assert seen == [new * (1 + replayed)]
 
 
 def test_a_missing_or_damaged_checkpoint_is_an_error(tmp_path: Path) -> None:
@@ -365,6 +384,7 @@ def test_a_user_without_events_is_the_head_at_the_empty_state(made: TrainingLog)
 
 def test_a_saved_trainer_goes_on_as_if_it_had_not_stopped(made: TrainingLog, tmp_path: Path) -> None:
     one = trainer(made)
+    one.passes = 3
     one.fit(made, 150, epochs=1)
     one.save(tmp_path / "checkpoint")
     other = EncoderTrainer.load(tmp_path / "checkpoint", SMALL)

@@ -17,6 +17,8 @@ from models.domain.events import Interaction
 from models.domain.feedback import Feedback
 from models.learning.checkpoint import CheckpointError
 from models.learning.contenders import Challenger
+from models.learning.encoder_config import EncoderConfig
+from models.learning.encoder_trainer import EncoderTrainer
 from models.learning.gate import GateRule, WatchRule
 from models.learning.lists import Lists
 from models.learning.log import TrainingLog
@@ -51,7 +53,7 @@ CONFIG = OnlineConfig(
     candidates=40,
     lists=600,
     refit_growth=0.5,
-    refit_epochs=2,
+    encoder=EncoderConfig(passes=2),
     settling=150,
     ranker=RankerConfig(batch=32, sampled=16, updates=200),
     gate=GateRule(promote=0.9, least_records=100),
@@ -257,17 +259,23 @@ def test_a_challenger_that_is_fitted_anew_is_judged_at_once_by_rounds_that_it_ha
     assert state is not None
     fits: list[tuple[int, int]] = []
     replayed: list[tuple[int, set[int]]] = []
-    refit, update = Challenger.refit, RankerTrainer.update
+    told_passes: list[tuple[int, int]] = []
+    refit, update, choose_passes = Challenger.refit, RankerTrainer.update, EncoderTrainer.choose_passes
 
-    def noted_refit(self: Challenger, log: TrainingLog, ahead: int, **settings: Any) -> None:
-        fits.append((len(log), ahead))
-        refit(self, log, ahead, **settings)
+    def noted_refit(self: Challenger, log: TrainingLog, end: int, ahead: int, **settings: Any) -> None:
+        fits.append((end, ahead))
+        refit(self, log, end, ahead, **settings)
 
     def noted_update(self: RankerTrainer, lists: Lists, new: Any, old: Any) -> None:
         replayed.append((len(new), set(np.asarray(old).tolist())))
         update(self, lists, new, old)
 
+    def noted_passes(self: EncoderTrainer, log: TrainingLog, start: int, end: int) -> None:
+        told_passes.append((start, end))
+        choose_passes(self, log, start, end)
+
     monkeypatch.setattr(Challenger, "refit", noted_refit)
+    monkeypatch.setattr(EncoderTrainer, "choose_passes", noted_passes)
     monkeypatch.setattr(RankerTrainer, "update", noted_update)
     never = GateRule(least_records=100, promote=2.0, discard=2.0)
     config = replace(CONFIG, refit_growth=0.3, ahead=450, gate=never, lists=5_000)
@@ -285,6 +293,7 @@ def test_a_challenger_that_is_fitted_anew_is_judged_at_once_by_rounds_that_it_ha
     assert 450 <= held < 450 + CONFIG.window
     assert events == newest[0].start == len(online.log) - held
     assert ahead == sum(len(window.scene.served.row) for window in newest)
+    assert told_passes == [(events, len(online.log))]
     decision = rounds[-1].decision
     assert decision is not None
     # All that it met after it had settled, asked before it learned from them.

@@ -42,6 +42,7 @@ def trained() -> tuple[EncoderTrainer, RankerTrainer]:
     encoders = EncoderTrainer(CONFIG, items=log.items, kinds=len(log.kinds), text_dimension=TEXT, seed=0)
     encoders.fit(log, 200, epochs=2)
     encoders.choose_cold_offset(log, 200, 250)
+    encoders.passes = 3
     rankers = RankerTrainer(RANKER, 0)
     rankers.fit(made_lists(), np.arange(80), updates=20)
     return encoders, rankers
@@ -70,6 +71,7 @@ def test_trainers_of_a_kept_state_go_on_as_those_whose_fit_has_just_ended(
     state = TrainingState.decode(state_of(trained).encode())
     again, ranked = state.encoders(CONFIG, 5), state.rankers(RANKER, 5)
     assert (again.cold_bias, again.cold_offset) == (pytest.approx(encoders.cold_bias), encoders.cold_offset)
+    assert again.passes == 3
     for name, wanted in encoders.served().arrays().items():
         np.testing.assert_array_equal(again.served().arrays()[name], wanted, err_msg=name)
     for own, wanted in zip(ranked.tensors().items(), rankers.tensors().items(), strict=True):
