@@ -40,7 +40,7 @@ class EncoderConfig:
     negatives: int = 2_048
     # Between uniform (0) and the share of events (1).
     negative_power: float = 0.75
-    online_learning_rate: float = 2e-3
+    online_learning_rate: float = 3e-3
     # Of blocks of 250 events; three passes over blocks of 1,000 cost a third more and gained nothing.
     online_passes: int = 2
     # Replayed chunks for a new one, where all passes of a whole fit pay off; else in proportion to those that do.

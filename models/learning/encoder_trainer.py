@@ -205,7 +205,7 @@ class EncoderTrainer:
                 users, vectors = self.users_before(log, start, end), self.served().item_vectors(log.item_text)
                 found[passes] = float(np.log2(places(users, vectors, log, start, end)[had]).mean())
         finally:
-            self._average.tensors = served
+            self._average.tensors, self._looks = served, {}
         best = min(found, key=found.__getitem__)
         self.passes = None if best == max(found) else best
 
