@@ -21,6 +21,10 @@ class CheckpointError(RecommenderError):
     """A checkpoint that is missing or cannot be read."""
 
 
+class OtherReleaseError(CheckpointError):
+    """A checkpoint that another release wrote."""
+
+
 def write_checkpoint(
     directory: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any], name: str = NAME
 ) -> None:

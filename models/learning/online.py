@@ -240,7 +240,7 @@ class OnlineTrainer:
         """The trainer that was saved last; records after its `position` are to be handed in again.
 
         Returns: None where nothing was saved.
-        Raises: CheckpointError.
+        Raises: CheckpointError; OtherReleaseError.
         """
         where = newest(directory)
         if where is None:

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from models.domain.feedback import Feedback
-from models.learning.checkpoint import CheckpointError, flush
+from models.learning.checkpoint import CheckpointError, OtherReleaseError, flush
 from models.learning.contenders import Challenger
 from models.learning.lists import ListBuffer, Lists
 from models.learning.online_config import OnlineConfig
@@ -154,14 +154,14 @@ def write_round(
 
 
 class SavedRound:
-    """One save, opened. Raises: CheckpointError."""
+    """One save, opened. Raises: CheckpointError; OtherReleaseError."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         try:
             self.state: dict[str, Any] = json.loads((directory / _STATE).read_text())
             if self.state["schema"] != SCHEMA:
-                raise CheckpointError(f"{directory}: of schema {self.state['schema']}, this release reads {SCHEMA}")
+                raise OtherReleaseError(f"{directory}: of schema {self.state['schema']}, this release reads {SCHEMA}")
             self.log = load_file(directory / _LOG)
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise CheckpointError(f"{directory}: cannot be read: {error}") from error

@@ -9,6 +9,7 @@ import fcntl
 import hashlib
 import logging
 import math
+import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from models.domain.features import FEATURES, PRESENCE
 from models.domain.feedback import Feedback, Forgotten, Record
 from models.domain.ports import TextEncoder
 from models.encoders.manifest import read_files, read_manifest
+from models.learning.checkpoint import OtherReleaseError
 from models.learning.online import OnlineTrainer
 from models.learning.online_config import OnlineConfig
 from models.learning.replay_buffer import ReplayBuffer
@@ -73,11 +75,24 @@ class BundleLearner:
         self._offsets: dict[int, int] = {}
         self._outcomes: Counter[str] = Counter()
         self._last: LearnerRound | None = None
-        self._trainer = OnlineTrainer.load(self._rounds, options=options, serving=serving(), config=config, seed=seed)
+        self._trainer = self._saved()
         if self._trainer is not None:
             # What is on disk and was in no round that ended: a kill came before.
             for number, records in self.buffer.after(self._trainer.position):
                 self._observe(records, number)
+
+    def _saved(self) -> OnlineTrainer | None:
+        """What another release saved is set aside: the served bundle and the replay buffer tell all that is needed."""
+        try:
+            return OnlineTrainer.load(
+                self._rounds, options=self.options, serving=serving(), config=self.config, seed=self.seed
+            )
+        except OtherReleaseError as error:
+            aside = self._rounds.with_name(f"{self._rounds.name}-of-another-release")
+            log.warning("%s; set aside as %s: learning goes on from the served model and the replay buffer", error, aside)
+            shutil.rmtree(aside, ignore_errors=True)
+            self._rounds.rename(aside)
+            return None
 
     @property
     def trainer(self) -> OnlineTrainer:

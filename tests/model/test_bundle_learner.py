@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +11,9 @@ import pytest
 
 pytest.importorskip("torch", reason="needs the extra `train`")
 
+from models.domain.feedback import FEEDBACK_VERSION, Feedback
 from models.domain.ports import F32
+from models.encoders.manifest import read_manifest
 from models.learning.online_config import OnlineConfig
 from streams.cli.learning import BundleLearner
 from tests.domain.helpers import OPTIONS
@@ -36,18 +39,37 @@ class CountingEncoder:
         return np.stack([np.full(self.dimension, len(text), np.float32) for text in texts])
 
 
+def clicked(number: int) -> Feedback:
+    return Feedback(
+        version=FEEDBACK_VERSION,
+        model_version="any",
+        event_id=f"e{number}",
+        user_id=f"u{number}",
+        item_id=IDS[number],
+        kind="click",
+        value=None,
+        event_time_ms=number,
+        text=None,
+        read_share=None,
+        first=True,
+        history=(),
+        shown=None,
+        candidates=None,
+    )
+
+
+def start(directory: Path, text_version: str = "one") -> tuple[BundleLearner, CountingEncoder]:
+    encoder = CountingEncoder()
+    learner = BundleLearner(directory, OPTIONS, encoder, text_version, config=OnlineConfig(), replay_bytes=1_000_000)
+    return learner, encoder
+
+
 def test_a_restart_encodes_only_the_texts_that_changed_and_another_text_model_all_of_them(tmp_path: Path) -> None:
     parent = make_bundle(tmp_path)
     bundles = [learned(tmp_path / f"learned-{seed}", parent, IDS, seed=seed) for seed in (1, 2)]
+    at = tmp_path / "trainer"
 
-    def start(text_version: str) -> tuple[BundleLearner, CountingEncoder]:
-        encoder = CountingEncoder()
-        learner = BundleLearner(
-            tmp_path / "trainer", OPTIONS, encoder, text_version, config=OnlineConfig(), replay_bytes=1_000_000
-        )
-        return learner, encoder
-
-    learner, encoder = start("one")
+    learner, encoder = start(at)
     learner.adopt(bundles[0])
     learner.declare(IDS, TEXTS)
     learner.declare(IDS[:3], TEXTS[:3])
@@ -55,13 +77,36 @@ def test_a_restart_encodes_only_the_texts_that_changed_and_another_text_model_al
     learner.adopt(bundles[1])  # which saves
     learner.close()
 
-    learner, encoder = start("one")
+    learner, encoder = start(at)
     learner.declare(IDS, [*TEXTS[:-1], "another story"])
     assert encoder.asked == ["another story"]
     assert learner.trainer.log.log.item_text[0, 0] == len(TEXTS[0])
     learner.close()
 
-    learner, encoder = start("another")
+    learner, encoder = start(at, "another")
     learner.declare(IDS, TEXTS)
     assert encoder.asked == TEXTS
+    learner.close()
+
+
+def test_what_another_release_saved_is_set_aside_and_the_replay_buffer_tells_the_rest(tmp_path: Path) -> None:
+    parent, at = make_bundle(tmp_path), tmp_path / "trainer"
+    bundles = [learned(tmp_path / f"learned-{seed}", parent, IDS, seed=seed) for seed in (1, 2)]
+    learner, _ = start(at)
+    learner.adopt(bundles[0])
+    learner.append([clicked(n) for n in range(20)], {0: 19})
+    learner.flush()
+    learner.adopt(bundles[1])  # which saves
+    learner.close()
+    (state,) = at.glob("rounds/round-*/state.json")
+    state.write_text(json.dumps({**json.loads(state.read_text()), "schema": 1}))
+
+    learner, _ = start(at)
+    assert (at / "rounds-of-another-release" / state.parent.name).is_dir()
+    learner.adopt(bundles[1])
+    assert learner.trainer.pending == 20
+    learner.adopt(bundles[0])
+    learner.close()
+    learner, _ = start(at)
+    assert learner.trainer.champion.version == read_manifest(bundles[0]).version
     learner.close()
