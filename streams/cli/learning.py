@@ -89,7 +89,9 @@ class BundleLearner:
             )
         except OtherReleaseError as error:
             aside = self._rounds.with_name(f"{self._rounds.name}-of-another-release")
-            log.warning("%s; set aside as %s: learning goes on from the served model and the replay buffer", error, aside)
+            log.warning(
+                "%s; set aside as %s: learning goes on from the served model and the replay buffer", error, aside
+            )
             shutil.rmtree(aside, ignore_errors=True)
             self._rounds.rename(aside)
             return None
