@@ -164,7 +164,7 @@ class Challenger:
             settling: records until the ranker knows the new encoder's scores.
         """
         self.encoders = self.encoders.anew(seed)
-        self.encoders.fit(log.until(end), end, epochs=self.encoders.config.passes, looks=True)
+        self.encoders.fit(log, end, epochs=self.encoders.config.passes, looks=True)
         self.encoders.choose_passes(log, end, len(log))
         ahead = min(ahead, len(self.lists))
         self._ahead = range(self.lists.appended - ahead, self.lists.appended)

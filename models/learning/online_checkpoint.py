@@ -18,16 +18,19 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from models.domain.feedback import Feedback
+from models.domain.features import FEATURE_COUNT
+from models.domain.feedback import FEEDBACK_VERSION, Feedback
 from models.learning.checkpoint import CheckpointError, OtherReleaseError, flush
 from models.learning.contenders import Challenger
 from models.learning.lists import ListBuffer, Lists
 from models.learning.online_config import OnlineConfig
 from models.learning.recent_rounds import WINDOWS, RecentRounds
 from models.learning.rescoring import Histories
+from models.learning.training_state import SCHEMA as STATE_SCHEMA
 from models.learning.training_state import TrainingState, TrainingStateError
 
-SCHEMA = 2
+# Of a save's own files, and of what they hold: models, records, rankers and lists.
+SCHEMA = [2, STATE_SCHEMA, FEEDBACK_VERSION, FEATURE_COUNT]
 _STATE, _LOG, _CHALLENGER, _RANKER = "state.json", "log.safetensors", "challenger", "ranker.safetensors"
 _ROUND, _LISTS = "round-", "lists-"
 

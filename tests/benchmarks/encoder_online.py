@@ -71,7 +71,7 @@ def main() -> None:
         learning.update(whole.until(end), start, end)
         if end >= (1.0 + config.refit_growth) * fitted:
             learning = learning.anew(given.seed)
-            report = learning.fit(whole.until(end), end, epochs=config.encoder.passes)
+            report = learning.fit(whole.until(end), end, epochs=config.encoder.passes, looks=True)
             print(f"{end:,} events: fitted anew in {report.seconds:.0f} s", flush=True)
             fitted = end
     figures: dict[str, float] = {}

@@ -28,6 +28,7 @@ from models.domain.events import (
     Search,
 )
 from models.domain.features import BASE_FEATURES, FEATURES
+from models.domain.feedback import FEEDBACK_VERSION, Candidates, Feedback, Past
 from models.domain.pipeline import Pipeline
 from models.domain.ports import F32, EventInputs
 from models.domain.ranking import bootstrap_weights
@@ -178,6 +179,28 @@ def ms(at: int) -> int:
 
 def records(events: Sequence[Event | Request], *, start: int = 0, log: str = LOG) -> list[Incoming]:
     return [Incoming(event, log, offset) for offset, event in enumerate(events, start)]
+
+
+def told_click(
+    number: int, user: str, item: str, *, history: tuple[Past, ...] = (), candidates: Candidates | None = None
+) -> Feedback:
+    """What a trainer is told of a click on an item that is new to the user."""
+    return Feedback(
+        version=FEEDBACK_VERSION,
+        model_version="m",
+        event_id=f"e{number}",
+        user_id=user,
+        item_id=item,
+        kind="click",
+        value=None,
+        event_time_ms=number,
+        text=None,
+        read_share=None,
+        first=True,
+        history=history,
+        shown=None,
+        candidates=candidates,
+    )
 
 
 def texts_of(incoming: Sequence[Incoming]) -> dict[str, F32]:

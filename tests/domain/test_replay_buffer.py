@@ -13,28 +13,20 @@ import pytest
 
 pytest.importorskip("pyarrow", reason="needs the extra `train` or `demo`")
 
-from models.domain.feedback import FEEDBACK_VERSION, Candidates, Feedback, pack_features
+from models.domain.feedback import Candidates, Feedback, pack_features
 from models.learning.replay_buffer import ReplayBuffer, useful
+from tests.domain.helpers import told_click
 
 FEATURES = np.random.default_rng(0).normal(size=(20, 54))
 
 
 def record(n: int, user: str = "u", *, with_candidates: bool = True) -> Feedback:
     candidates = Candidates(tuple(f"i{k}" for k in range(20)), pack_features(FEATURES), n % 20, (1,) * 8, 1)
-    return Feedback(
-        version=FEEDBACK_VERSION,
-        model_version="m",
-        event_id=f"e{n}",
-        user_id=user,
-        item_id=f"i{n % 20}",
-        kind="click",
-        value=None,
-        event_time_ms=n,
-        text=None,
-        read_share=None,
-        first=True,
+    return told_click(
+        n,
+        user,
+        f"i{n % 20}",
         history=(("i0", "click", None, n - 1, None),),
-        shown=None,
         candidates=candidates if with_candidates else None,
     )
 

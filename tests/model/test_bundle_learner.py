@@ -11,12 +11,11 @@ import pytest
 
 pytest.importorskip("torch", reason="needs the extra `train`")
 
-from models.domain.feedback import FEEDBACK_VERSION, Feedback
 from models.domain.ports import F32
 from models.encoders.manifest import read_manifest
 from models.learning.online_config import OnlineConfig
 from streams.cli.learning import BundleLearner
-from tests.domain.helpers import OPTIONS
+from tests.domain.helpers import OPTIONS, told_click
 from tests.services.deployment import make_bundle
 from tests.services.versions import learned
 
@@ -37,25 +36,6 @@ class CountingEncoder:
     def encode_many(self, texts: Sequence[str]) -> F32:
         self.asked += texts
         return np.stack([np.full(self.dimension, len(text), np.float32) for text in texts])
-
-
-def clicked(number: int) -> Feedback:
-    return Feedback(
-        version=FEEDBACK_VERSION,
-        model_version="any",
-        event_id=f"e{number}",
-        user_id=f"u{number}",
-        item_id=IDS[number],
-        kind="click",
-        value=None,
-        event_time_ms=number,
-        text=None,
-        read_share=None,
-        first=True,
-        history=(),
-        shown=None,
-        candidates=None,
-    )
 
 
 def start(directory: Path, text_version: str = "one") -> tuple[BundleLearner, CountingEncoder]:
@@ -94,7 +74,7 @@ def test_what_another_release_saved_is_set_aside_and_the_replay_buffer_tells_the
     bundles = [learned(tmp_path / f"learned-{seed}", parent, IDS, seed=seed) for seed in (1, 2)]
     learner, _ = start(at)
     learner.adopt(bundles[0])
-    learner.append([clicked(n) for n in range(20)], {0: 19})
+    learner.append([told_click(n, f"u{n}", IDS[n]) for n in range(20)], {0: 19})
     learner.flush()
     learner.adopt(bundles[1])  # which saves
     learner.close()
