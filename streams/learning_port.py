@@ -9,6 +9,9 @@ from typing import Literal, NamedTuple, Protocol
 from models.domain.feedback import Record
 
 Decision = Literal["first", "promote", "keep", "discard", "rollback"]
+FitNews = Literal["", "begun", "failed", "won", "lost"]
+"""`won`: it took the challenger's place; `lost`: it was worse. One that is given up, since the records it was made of
+were forgotten or dropped, begins anew."""
 
 
 class Round(NamedTuple):
@@ -20,6 +23,8 @@ class Round(NamedTuple):
     reason: str
     """For people, with the figures that decided."""
     figures: Mapping[str, float]
+    fit: FitNews = ""
+    """Of a whole fit, which goes on beside the rounds."""
 
 
 class OnlineLearner(Protocol):

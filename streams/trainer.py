@@ -208,8 +208,10 @@ class Trainer:
         started = time.monotonic()
         done: Round = await self._in_thread(self.learner.round)
         self._rounded = time.monotonic()
-        self.metrics.observe_round(done.decision, self._rounded - started, done.figures)
+        self.metrics.observe_round(done.decision, done.fit, self._rounded - started, done.figures)
         log.info("round: %s", done.decision, extra={"reason": done.reason, **done.figures})
+        if done.fit:
+            log.info("whole fit: %s", done.fit)
         if done.decision == "promote" and self._on_trial():
             log.info("not released: the champion is still on trial")
         elif done.decision == "promote":

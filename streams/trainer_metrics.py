@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import get_args
 
-from streams.learning_port import Decision
+from streams.learning_port import Decision, FitNews
 from streams.metric_base import MetricSet
 
 # An update of a thousand records takes seconds, a first fit of a long buffer minutes.
@@ -13,6 +13,7 @@ ROUND_BUCKETS = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0, 180.0, 600.0, 1_800.0)
 # `known`: told before; `refused`: beyond a user's share; `remembered`: of before the champion's fit.
 RECORDS = ("taken", "known", "refused", "remembered", "bad")
 DECISIONS: tuple[str, ...] = get_args(Decision)
+FITS = tuple(news for news in get_args(FitNews) if news)
 
 
 class TrainerMetrics(MetricSet):
@@ -27,6 +28,7 @@ class TrainerMetrics(MetricSet):
             "trainer_round_seconds", "Time of a round: compare, decide, train.", ROUND_BUCKETS
         )
         self._decisions = self._counter("trainer_decisions", "Rounds by what was decided.", "decision")
+        self._fits = self._counter("trainer_whole_fits", "Whole fits: begun, failed, won, lost.", "outcome")
         self._loss = self._gauge("trainer_loss", "Mean loss of the encoder over the last round, nats.")
         self._ndcg = self._gauge(
             "trainer_ndcg_at_10", "nDCG@10 on the newest round's records, before training on them.", "model"
@@ -46,6 +48,8 @@ class TrainerMetrics(MetricSet):
             self._decisions.labels(decision)
         for outcome in RECORDS:
             self._records.labels(outcome)
+        for news in FITS:
+            self._fits.labels(news)
 
     def count_records(self, outcomes: Mapping[str, int]) -> None:
         """
@@ -55,14 +59,17 @@ class TrainerMetrics(MetricSet):
         for outcome, count in outcomes.items():
             self._records.labels(outcome).inc(count)
 
-    def observe_round(self, decision: str, seconds: float, figures: Mapping[str, float]) -> None:
+    def observe_round(self, decision: str, fit: str, seconds: float, figures: Mapping[str, float]) -> None:
         """
         Args:
+            fit: what became of a whole fit, of FITS, empty for nothing.
             figures: of the round, by name: `served_ndcg_at_10`, `champion_ndcg_at_10`, `challenger_ndcg_at_10`,
-                `margin`, `margin_low`, `margin_high`, `compared`, `encoder_loss`; those that are not there keep their
-                value.
+                `rival_ndcg_at_10`, `margin`, `margin_low`, `margin_high`, `compared`, `encoder_loss`; those that are
+                not there keep their value.
         """
         self._decisions.labels(decision).inc()
+        if fit:
+            self._fits.labels(fit).inc()
         self._round.observe(seconds)
         for name, gauge in (
             ("margin", self._margin),
@@ -72,7 +79,7 @@ class TrainerMetrics(MetricSet):
         ):
             if name in figures:
                 gauge.set(figures[name])
-        for model in ("served", "champion", "challenger"):
+        for model in ("served", "champion", "challenger", "rival"):
             if f"{model}_ndcg_at_10" in figures:
                 self._ndcg.labels(model).set(figures[f"{model}_ndcg_at_10"])
         if "encoder_loss" in figures:

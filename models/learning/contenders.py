@@ -22,6 +22,7 @@ from models.learning.ranker_trainer import RankerConfig, RankerTrainer
 from models.learning.ranker_weights import RankerWeights
 from models.learning.rescoring import Histories, ServedLists, described_anew, places, users_before
 from models.learning.training_state import TrainingState
+from models.learning.whole_fit import Fitted
 
 F64 = npt.NDArray[np.float64]
 
@@ -76,11 +77,7 @@ class Challenger:
         """It has learned from since it began."""
         self.events, self.fitted_lists, self.until_ms = state.events, state.lists, state.until_ms
         self.learned = 0
-        """Records that it has learned from since it was last fitted as a whole."""
-        self.unsettled = 0
-        """Records that it has still to learn from before it can be judged."""
-        self._ahead = range(0)
-        """Lists that the buffer holds and that this one has yet to meet, counted as the buffer does."""
+        """Records that it has learned from since the last whole fit, whether that took its place or not."""
 
     @classmethod
     def restored(
@@ -104,7 +101,6 @@ class Challenger:
         challenger.reachable = state["reachable"]
         challenger.events, challenger.fitted_lists = state["events"], state["fitted_lists"]
         challenger.until_ms, challenger.learned = state["until_ms"], state["learned"]
-        challenger.unsettled, challenger._ahead = state["unsettled"], range(0)
         return challenger
 
     def state(self, log: FeedbackLog) -> TrainingState:
@@ -132,15 +128,11 @@ class Challenger:
         """
         self.lists.extend(lists.widened(self.candidates))
         if len(lists.at):
-            kept = len(self.lists)
-            fresh = min(len(lists.at), kept)
-            first, ahead = self.lists.appended - kept, self._ahead
-            number = np.arange(first, first + kept)
-            earlier = (number < number[kept - fresh]) & ((number < ahead.start) | (number >= ahead.stop))
-            self.rankers.update(self.lists.lists, np.arange(kept - fresh, kept), np.flatnonzero(earlier))
+            rows = np.arange(len(self.lists))
+            earlier = len(rows) - min(len(lists.at), len(rows))
+            self.rankers.update(self.lists.lists, rows[earlier:], rows[:earlier])
         self.windows += 1
         self.learned += len(records)
-        self.unsettled = max(0, self.unsettled - len(records))
         self.until_ms = max([self.until_ms, *(record.event_time_ms for record in records)])
         return self.encoders.update(log, start, len(log))
 
@@ -150,37 +142,17 @@ class Challenger:
         self.reached += reached
         self.reachable += reachable
 
-    def refit(self, log: TrainingLog, end: int, ahead: int, *, validation: float, settling: int, seed: int) -> None:
-        """Fit the encoder anew on the log's events [0, end), and the ranker on all past lists.
-
-        The encoder begins from nothing: one that goes on from its present weights, and has passed over the log's
-        beginning again and again, knows it by heart (models/README.md). The ranker is fitted only where there are as
-        many lists as it was fitted on, and else goes on. The events behind `end` tell how many passes pay off, and as
-        many are kept of the next fit.
+    def take_over(self, fitted: Fitted, *, events: int, ahead: int, lists: int) -> None:
+        """Go on from a whole fit's encoder, and from its ranker where it fitted one.
 
         Args:
-            ahead: the buffer's newest lists, which belong to events behind `end`.
-            validation: latest share of the lists, on which is chosen how long the ranker trains.
-            settling: records until the ranker knows the new encoder's scores.
+            events: of the log when the fit began.
+            ahead: records that it was not given of them, and that this challenger is to meet.
+            lists: its ranker was fitted on.
         """
-        self.encoders = self.encoders.anew(seed)
-        self.encoders.fit(log, end, epochs=self.encoders.config.passes, looks=True)
-        self.encoders.choose_passes(log, end, len(log))
-        ahead = min(ahead, len(self.lists))
-        self._ahead = range(self.lists.appended - ahead, self.lists.appended)
-        count = len(self.lists) - ahead
-        if count and count >= min(self.fitted_lists, self.lists.capacity - ahead):
-            self.rankers.fit_latest(self.lists.lists.until(count), int((1.0 - validation) * count))
-            self.fitted_lists = count
-        self.unsettled = settling
-
-    def put_back(self, ranker: Mapping[str, torch.Tensor]) -> None:
-        """The ranker as it stood at some time."""
-        self.rankers = RankerTrainer.of(self.rankers.config, self.rankers.seed, ranker)
-
-    def settled(self, events: int) -> None:
-        """It has met what it was fitted before: everything that the buffer holds, and so many events."""
-        self._ahead, self.events, self.learned = range(0), events, 0
+        self.encoders, self.events, self.learned = fitted.encoders, events, -ahead
+        if fitted.rankers is not None:
+            self.rankers, self.fitted_lists = fitted.rankers, lists
 
 
 def reached_by_sources(records: Sequence[Feedback]) -> tuple[F64, int]:

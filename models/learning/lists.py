@@ -27,6 +27,10 @@ class Lists:
         """Views of the lists before that row."""
         return Lists(self.at[:row], self.features[:row], self.size[:row], self.chosen[:row])
 
+    def take(self, rows: npt.NDArray[np.int64]) -> Lists:
+        """Copies of those lists."""
+        return Lists(self.at[rows], self.features[rows], self.size[rows], self.chosen[rows])
+
     def before(self, end: int) -> npt.NDArray[np.int64]:
         """Rows of the lists asked before event `end`."""
         return np.arange(int(np.searchsorted(self.at, end)))

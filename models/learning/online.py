@@ -25,11 +25,14 @@ from models.learning.gate import Decision, Evidence, gains, within_list
 from models.learning.lists import ListBuffer
 from models.learning.online_checkpoint import SavedLists, SavedRound, newest, write_round, write_whole
 from models.learning.online_config import OnlineConfig
+from models.learning.ranker_trainer import RankerTrainer
 from models.learning.recent_rounds import RecentRounds, Window
 from models.learning.rescoring import Histories, ServedLists, histories_of, served_lists
-from models.learning.rounds import Action, Champion, Observed, Round, Scene
+from models.learning.rival import Rival
+from models.learning.rounds import Action, Champion, FitNews, Observed, Round, Scene
 from models.learning.training_state import TrainingState
 from models.learning.user_shares import UserShares
+from models.learning.whole_fit import FitError, Fits, FitsInline, Fitted, WholeFit
 
 F64 = npt.NDArray[np.float64]
 
@@ -41,6 +44,7 @@ class OnlineTrainer:
         version: served now.
         state: what training goes on from, of that version; None where there is nothing: a first model is fitted.
         kinds: those that the first model is to know, the empty name first; others keep their own.
+        fits: where whole fits are done; None: here and at once.
     """
 
     def __init__(
@@ -54,6 +58,7 @@ class OnlineTrainer:
         serving: Serving,
         config: OnlineConfig | None = None,
         seed: int = 0,
+        fits: Fits | None = None,
     ) -> None:
         self.config = config = config or OnlineConfig()
         self.options, self.serving, self.seed = options, serving, seed
@@ -63,8 +68,16 @@ class OnlineTrainer:
         self.champion = self._champion(version, state)
         self.former: Champion | None = None
         """Champion before, while the new one is watched."""
-        self.challenger: Challenger | None = None if state is None else self._new_challenger(state)
+        self.challenger: Challenger | None = None if state is None else self._new_challenger(state, self.lists)
         self.evidence, self.watch = Evidence(config.gate.memory), Evidence(config.gate.memory)
+        self.rival: Rival | None = None
+        self.fits = fits or FitsInline()
+        self._missed = RecentRounds(config.most_missed)
+        """Rounds that the whole fit which goes on has not seen."""
+        self._begun = 0, 0
+        """Events of the log when it began, and records that it was not given of them."""
+        self._known_lists = 0
+        """Lists ever appended before those records."""
         self.shares = UserShares(config.user_limit, config.user_span)
         self.recent = RecentRounds(config.ahead)
         self.rounds = 0
@@ -121,13 +134,15 @@ class OnlineTrainer:
     def forget(self, user_id: str, until_ms: int) -> None:
         """Learn from nothing that the user did at or before that time. What was learned already stays."""
         if self.log.forget(user_id, until_ms):
-            self.recent.clear()  # it holds what he did, and numbers of the log as it was
+            self._renumbered()  # what a fit that goes on was given holds what he did
         self._pending = [
             record for record in self._pending if record.user_id != user_id or record.event_time_ms > until_ms
         ]
         self._pending_ids = {event_hash(record.event_id) for record in self._pending}
-        self.evidence.forget(user_id)
-        self.watch.forget(user_id)
+        for evidence in (self.evidence, self.watch):
+            evidence.forget(user_id)
+        if self.rival is not None:
+            self.rival.forget(user_id)
 
     @property
     def pending(self) -> int:
@@ -147,7 +162,7 @@ class OnlineTrainer:
         records, texts, log = self._pending, self._texts, self.log
         self._pending, self._pending_ids, self._texts = [], set(), {}
         if log.trim():
-            self.recent.clear()  # the log's events have other numbers now
+            self._renumbered()
         start = log.add(records, texts)
         served, bad = served_lists(records, log.number_items)
         log.number_items([past[0] for record in records for past in record.history])
@@ -189,7 +204,6 @@ class OnlineTrainer:
         self.champion, self.former = self.former, None
         self._restart()
         self.watch.clear()
-        self.recent.seen()
 
     # keeping ----------------------------------------------------------------------------------------------------------
 
@@ -217,14 +231,13 @@ class OnlineTrainer:
             "lists": len(self.lists),
             "list_files": self._saved_lists.files,
             "lists_appended": self._saved_lists.appended,
-            "windows": self.recent.write(directory),
         }
         known = {name: model for name, model in models.items() if model is not None}
         write_whole(
             directory,
             self._saves,
             lambda into: write_round(into, state, arrays, known, self.challenger),
-            [*(name for name, _ in self._saved_lists.files), *self.recent.files],
+            [name for name, _ in self._saved_lists.files],
         )
 
     @classmethod
@@ -236,8 +249,10 @@ class OnlineTrainer:
         serving: Serving,
         config: OnlineConfig | None = None,
         seed: int = 0,
+        fits: Fits | None = None,
     ) -> OnlineTrainer | None:
-        """The trainer that was saved last; records after its `position` are to be handed in again.
+        """The trainer that was saved last; records after its `position` are to be handed in again, and a whole fit that
+        went on begins anew.
 
         Returns: None where nothing was saved.
         Raises: CheckpointError; OtherReleaseError.
@@ -256,6 +271,7 @@ class OnlineTrainer:
             serving=serving,
             config=config,
             seed=seed,
+            fits=fits,
         )
         config = trainer.config
         trainer.log = FeedbackLog.restored(state["kinds"], options, saved.log, state["names"])
@@ -267,7 +283,6 @@ class OnlineTrainer:
             trainer.former = trainer._champion(state["former_version"], saved.model("former"))
         trainer.evidence = Evidence.restored(config.gate.memory, state["evidence"])
         trainer.watch = Evidence.restored(config.gate.memory, state["watch"])
-        saved.read_recent(trainer.recent, trainer._histories)
         trainer.shares = UserShares.restored(config.user_limit, config.user_span, state["shares"])
         trainer._settled_shares = state["shares"]
         trainer.rounds = state["rounds"]
@@ -281,7 +296,9 @@ class OnlineTrainer:
         nan = math.nan
         seconds = time.monotonic() - started
         served = _ndcg(_served_places([r for at, r in enumerate(records) if at not in set(bad)]))
-        return Round(self.rounds, "first", None, None, len(records), len(bad), served, nan, nan, nan, 0.0, seconds)
+        return Round(
+            self.rounds, "first", None, None, len(records), len(bad), served, nan, nan, nan, "", nan, 0.0, seconds
+        )
 
     def _compare(
         self, records: Sequence[Feedback], start: int, served: ServedLists, bad: Sequence[int], started: float
@@ -294,12 +311,18 @@ class OnlineTrainer:
         log = self.log
         state = challenger.state(log)
         scene = Scene(records, served, self._histories(records))
+        rival = self.rival if self.rival is not None and self.rival.caught_up else None
         places, features = Contender(state, self.serving).rank(log, *scene)
         own, as_served = places[asked], _served_places([records[at] for at in asked])
         champion = self._places(self.champion, scene, asked, as_served)
-        comparable = challenger.windows > 0 and challenger.unsettled == 0
-        if comparable or self.champion.contender is None:
-            self._weigh(users, champion, own)
+        if challenger.windows > 0 or self.champion.contender is None:
+            self._weigh(self.evidence, users, champion, own)
+        fitted_own, fitted_features = np.empty(0), features
+        if rival is not None:
+            fitted, fitted_features = rival.rank(log, self.serving, scene)
+            fitted_own = fitted[asked]
+            rival.contest.add(users, own, fitted_own)
+            self._weigh(rival.evidence, users, champion, fitted_own)
         if self.former is not None:
             self.watch.add(users, self._places(self.former, scene, asked, as_served), champion)
         action, decision = self._decide()
@@ -308,23 +331,18 @@ class OnlineTrainer:
             self._candidate = state
         elif action == "discard":
             self._restart()
-        lists = served._replace(features=features).lists()
         loss = math.nan
+        news: FitNews = ""
         # A challenger that begins anew begins with this window: described by its former self, which had not seen it.
         if self.challenger is not None and action != "rollback":
-            ranker = self.challenger.rankers.tensors()
-            self.recent.add(
-                Window(self.rounds, scene, start, len(self.log), np.array(asked, np.int64), champion, ranker)
-            )
+            window = Window(scene, start, len(log))
+            self.recent.add(window)
             self.challenger.count(records)
-            loss = self.challenger.learn(log.log, start, records, lists)
-            if action != "promote" and self._due_for_refit(self.challenger):
-                renewed = self._renew(self.challenger)
-                action, decision = self._decide()
-                if action == "promote":
-                    self._candidate = renewed
-                elif action == "discard":
-                    self._restart()
+            loss = self.challenger.learn(log.log, start, records, served._replace(features=features).lists())
+            if rival is not None:
+                rival.challenger.count(records)
+                rival.learn(log, window, fitted_features)
+            news = self._attend(self.challenger, window)
         return Round(
             number=self.rounds,
             action=action,
@@ -335,10 +353,45 @@ class OnlineTrainer:
             served_ndcg=_ndcg(as_served),
             champion_ndcg=_ndcg(champion),
             challenger_ndcg=_ndcg(own),
+            rival_ndcg=_ndcg(fitted_own),
+            fit=news,
             loss=loss,
             evaluation_seconds=evaluated - started,
             training_seconds=time.monotonic() - evaluated,
         )
+
+    # whole fits -------------------------------------------------------------------------------------------------------
+
+    def _attend(self, challenger: Challenger, window: Window) -> FitNews:
+        """One step of what goes on beside the rounds: a fit, its way to the present, its contest with the challenger.
+
+        Args:
+            window: the round that the challenger has just learned from.
+        """
+        rival = self.rival
+        if rival is not None:
+            if not rival.caught_up:
+                rival.wait_for(window)
+                rival.catch_up(self.log, self.serving, self.config.catch_up)
+                return ""
+            outcome = rival.outcome(self.config.gate, self.config.contest, self.seed + self.rounds)
+            if outcome == "won":
+                self._hand_over(rival)
+            elif outcome == "lost":
+                self.rival, challenger.learned = None, 0
+            return "" if outcome == "open" else outcome
+        try:
+            if self.fits.busy:
+                self._missed.add(window)
+                if (fitted := self.fits.take()) is not None:
+                    self.rival = self._rival(challenger, fitted)
+            elif self._due_for_refit(challenger):
+                self._begin_fit(challenger)
+                return "begun"
+        except FitError:
+            challenger.learned = 0  # another one begins when as much has come again
+            return "failed"
+        return ""
 
     def _due_for_refit(self, challenger: Challenger) -> bool:
         """Whether the log has grown enough, and the challenger been judged: on a short log it would never be, since the
@@ -349,41 +402,73 @@ class OnlineTrainer:
         """
         grown = challenger.learned >= self.config.refit_growth * challenger.events
         whole = len(self.log) >= min(challenger.events, self.log.capacity)
-        return grown and whole and len(self.evidence) >= self.config.gate.least_records
+        judged = len(self.evidence) >= self.config.gate.least_records
+        return grown and whole and judged and self.recent.records >= self._left_out()
 
-    def _renew(self, challenger: Challenger) -> TrainingState:
-        """Fit the challenger anew on all but the newest rounds, and let it meet these one by one, as if they came now.
+    def _left_out(self) -> int:
+        """Newest records that a whole fit does not learn from."""
+        return min(self.config.ahead, len(self.log) // 4)
 
-        Evaluated before it learns from each, it has its evidence at once: nothing of it has seen them, since the
-        encoder begins from nothing and the ranker from what it was before them.
-
-        Returns: it as it was evaluated last.
+    def _begin_fit(self, challenger: Challenger) -> None:
+        """Fit on all but the newest rounds: an encoder from nothing, since one that goes on from its present weights,
+        and has passed over the log's beginning again and again, knows it by heart (models/README.md); a ranker where
+        there are far more lists than the present one was fitted on.
         """
-        config, whole, windows = self.config, self.log.log, list(self.recent)
-        self.evidence.clear()  # it speaks of another one
-        challenger.put_back(windows[0].ranker)
-        challenger.refit(
-            whole,
-            windows[0].start,
-            sum(len(window.scene.served.row) for window in windows),
-            validation=config.validation,
-            settling=min(config.settling, len(whole) // 4),
-            seed=self.seed + self.rounds,
+        config, lists = self.config, self.lists
+        self._missed.clear()
+        for window in self.recent.newest(self._left_out()):
+            self._missed.add(window)
+        missed = list(self._missed)
+        self._begun = len(self.log), sum(len(window.scene.records) for window in missed)
+        ahead = min(sum(len(window.scene.served.row) for window in missed), len(lists))
+        self._known_lists = lists.appended - ahead
+        count = len(lists) - ahead
+        anew = count > 0 and count >= config.ranker_growth * challenger.fitted_lists
+        seed = self.seed + self.rounds
+        self.fits.begin(
+            WholeFit(
+                log=self.log.log,
+                end=missed[0].start,
+                encoders=challenger.encoders.anew(seed),
+                rankers=RankerTrainer(config.ranker, seed) if anew else None,
+                lists=lists.lists.until(count) if anew else None,
+                validation=config.validation,
+            )
         )
-        for window in windows:
-            scene, state = window.scene, challenger.state(self.log)
-            places, features = Contender(state, self.serving).rank(self.log, *scene)
-            if challenger.unsettled == 0 and window.champion is not None:
-                self._weigh(window.users, window.champion, places[window.asked])
-            lists = scene.served._replace(features=features).lists()
-            challenger.learn(whole.until(window.end), window.start, scene.records, lists)
-        challenger.settled(len(whole))
-        return state
 
-    def _weigh(self, users: Sequence[str], champion: F64, challenger: F64) -> None:
+    def _rival(self, challenger: Challenger, fitted: Fitted) -> Rival:
+        """What goes on from a fit: it replays lists of before it, as the challenger had them, and its own."""
+        config, missed = self.config, list(self._missed)
+        self._missed.clear()
+        known = len(self.lists) - (self.lists.appended - self._known_lists)
+        lists = ListBuffer(config.rival_lists)
+        if known > 0:
+            drawn = np.random.default_rng(self.seed + self.rounds).permutation(known)[: 2 * config.rival_lists // 3]
+            lists.extend(self.lists.lists.take(np.sort(drawn)))
+        made = self._new_challenger(challenger.state(self.log), lists)
+        made.take_over(fitted, events=self._begun[0], ahead=self._begun[1], lists=known)
+        return Rival(made, missed, config.gate.memory)
+
+    def _hand_over(self, rival: Rival) -> None:
+        """The rival is challenger; what it was compared with the champion by counts."""
+        if (own := rival.own_lists()) is not None:
+            self.lists.extend(own)
+        rival.challenger.lists = self.lists
+        self.challenger, self.evidence, self.rival = rival.challenger, rival.evidence, None
+
+    def _renumbered(self) -> None:
+        """Events have other numbers than rounds and fits were told: what refers to them is given up, and a whole fit
+        begins anew."""
+        self.recent.clear()
+        self._missed.clear()
+        self.fits.abandon()
+        if self.rival is not None and not self.rival.caught_up:
+            self.rival = None
+
+    def _weigh(self, evidence: Evidence, users: Sequence[str], champion: F64, challenger: F64) -> None:
         """Places of both on some records. Of what was served only the places in the list are known: the challenger's
         count as far, where that is what it is compared with."""
-        self.evidence.add(users, champion, within_list(challenger) if self.champion.contender is None else challenger)
+        evidence.add(users, champion, within_list(challenger) if self.champion.contender is None else challenger)
 
     def _decide(self) -> tuple[Action, Decision]:
         config, seed = self.config, self.seed + self.rounds
@@ -408,13 +493,16 @@ class OnlineTrainer:
         self.champion = self._champion(version, state)
         self.evidence.clear()
         self.watch.clear()
-        self.recent.seen()
+        if self.rival is not None:
+            self.rival.evidence.clear()
 
     def _restart(self) -> None:
         """A challenger that goes on from the champion; without one, a first model is fitted again."""
         state = self.champion.state
-        self.challenger = None if state is None else self._new_challenger(state)
+        self.challenger = None if state is None else self._new_challenger(state, self.lists)
         self.evidence.clear()
+        if self.rival is not None:
+            self.rival.contest.clear()
 
     def _champion(self, version: str, state: TrainingState | None) -> Champion:
         if state is None:
@@ -423,8 +511,8 @@ class OnlineTrainer:
         state = state.renumbered(self.log.item_ids)
         return Champion(version, state, Contender(state, self.serving))
 
-    def _new_challenger(self, state: TrainingState) -> Challenger:
-        return Challenger(state, self.config.encoder, self.config.ranker, self.lists, self.seed)
+    def _new_challenger(self, state: TrainingState, lists: ListBuffer) -> Challenger:
+        return Challenger(state, self.config.encoder, self.config.ranker, lists, self.seed)
 
 
 def _served_places(records: Sequence[Feedback]) -> F64:

@@ -1,7 +1,6 @@
 """Keeps an online trainer on disk: a directory a save, written whole, then renamed, so that a kill leaves the last.
 
-Past lists and the newest rounds, by far the most of it, are written once, in a file a save, and read again from all
-files that still count.
+Past lists, by far the most of it, are written once, in a file a save, and read again from all files that still count.
 No pickle.
 """
 
@@ -13,24 +12,21 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from models.domain.features import FEATURE_COUNT
-from models.domain.feedback import FEEDBACK_VERSION, Feedback
+from models.domain.feedback import FEEDBACK_VERSION
 from models.learning.checkpoint import CheckpointError, OtherReleaseError, flush
 from models.learning.contenders import Challenger
 from models.learning.lists import ListBuffer, Lists
 from models.learning.online_config import OnlineConfig
-from models.learning.recent_rounds import WINDOWS, RecentRounds
-from models.learning.rescoring import Histories
 from models.learning.training_state import SCHEMA as STATE_SCHEMA
 from models.learning.training_state import TrainingState, TrainingStateError
 
 # Of a save's own files, and of what they hold: models, records, rankers and lists.
-SCHEMA = [2, STATE_SCHEMA, FEEDBACK_VERSION, FEATURE_COUNT]
+SCHEMA = [3, STATE_SCHEMA, FEEDBACK_VERSION, FEATURE_COUNT]
 _STATE, _LOG, _CHALLENGER, _RANKER = "state.json", "log.safetensors", "challenger", "ranker.safetensors"
 _ROUND, _LISTS = "round-", "lists-"
 
@@ -62,10 +58,9 @@ def write_whole(directory: Path, save: int, fill: Callable[[Path], None], kept: 
     for old in directory.glob(f"{_ROUND}*"):
         if old != whole:
             shutil.rmtree(old)
-    for pattern in (_LISTS, WINDOWS):
-        for file in directory.glob(f"{pattern}*"):
-            if file.name not in kept:
-                file.unlink()
+    for file in directory.glob(f"{_LISTS}*"):
+        if file.name not in kept:
+            file.unlink()
 
 
 class SavedLists:
@@ -126,7 +121,6 @@ def write_challenger(directory: Path, challenger: Challenger) -> dict[str, Any]:
         "fitted_lists": challenger.fitted_lists,
         "until_ms": challenger.until_ms,
         "learned": challenger.learned,
-        "unsettled": challenger.unsettled,
         "seed": challenger.rankers.seed,
         "generator": challenger.rankers.rng.bit_generator.state,
     }
@@ -175,13 +169,6 @@ class SavedRound:
             return TrainingState.decode(path.read_bytes()) if path.exists() else None
         except (OSError, TrainingStateError) as error:
             raise CheckpointError(f"{path}: {error}") from error
-
-    def read_recent(self, recent: RecentRounds, histories: Callable[[Sequence[Feedback]], list[Histories]]) -> None:
-        """A former release kept none: a challenger that is fitted anew waits for its evidence then."""
-        try:
-            recent.read(self.directory.parent, self.state.get("windows", ()), histories)
-        except (OSError, KeyError, SafetensorError, msgspec.DecodeError) as error:
-            raise CheckpointError(f"{self.directory}: a round it refers to cannot be read: {error}") from error
 
     def challenger(self, lists: ListBuffer, config: OnlineConfig) -> Challenger | None:
         own = self.state["challenger"]

@@ -26,12 +26,20 @@ class OnlineConfig:
     refit_growth: float = 0.25
     """Share of the events that the last whole fit saw, after which as many new ones call for another: of a challenger
     that was judged."""
-    settling: int = 2_000
-    """Records that a challenger learns from after a whole fit before it is compared, a quarter of the log at most: its
-    ranker has to get to know the new encoder's scores."""
+    ranker_growth: float = 2.0
+    """Past lists, in those that the ranker was last fitted on, from which a whole fit fits it anew, too: one that was
+    fitted on many learns on as well."""
     ahead: int = 4_000
-    """Newest records that a whole fit leaves out, so that the challenger meets them as if they came now and has its
-    evidence at once."""
+    """Newest records that a whole fit leaves out, a quarter of the log at most: they tell how many passes pay off, and
+    a ranker gets to know the new encoder's scores by them."""
+    catch_up: int = 8
+    """Rounds that a fitted rival learns from between two others."""
+    contest: int = 2_000
+    """Records after which the better of challenger and rival stays, though neither is surely better."""
+    most_missed: int = 20_000
+    """Records that came while a whole fit went on and are kept for it; of a stream that brings more the newest."""
+    rival_lists: int = 12_000
+    """Past lists of the rival's own at most, two thirds of them the challenger's at first."""
     validation: float = 0.1
     """Latest share of past lists, on which is chosen how long the ranker trains in a whole fit."""
     candidates: int = 200

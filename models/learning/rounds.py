@@ -12,6 +12,8 @@ from models.learning.rescoring import Histories, ServedLists
 from models.learning.training_state import TrainingState
 
 Action = Literal["first", "promote", "keep", "discard", "rollback"]
+FitNews = Literal["", "begun", "failed", "won", "lost"]
+"""Of a whole fit, beside the rounds: at last it took the challenger's place, or was worse."""
 
 
 class Observed(NamedTuple):
@@ -43,6 +45,9 @@ class Round(NamedTuple):
     """nDCG@10 of the lists as they were served; NaN where no list was asked."""
     champion_ndcg: float
     challenger_ndcg: float
+    rival_ndcg: float
+    """Of a whole fit that wants the challenger's place; NaN without one that is caught up."""
+    fit: FitNews
     loss: float
     """Of the encoder, nats; NaN where nothing was trained."""
     evaluation_seconds: float

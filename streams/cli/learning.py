@@ -32,6 +32,7 @@ from models.learning.rounds import Observed
 from models.learning.rounds import Round as LearnerRound
 from models.learning.training import use_threads
 from models.learning.training_state import TrainingState, TrainingStateError
+from streams.cli.fit_process import FitProcess
 from streams.cli.training import serving
 from streams.learning_port import Round
 
@@ -67,6 +68,7 @@ class BundleLearner:
         self._text_version = text_version
         self._lock = _locked(directory)
         self._rounds = directory / "rounds"
+        self._fits = FitProcess(directory / "fit")
         self.buffer = ReplayBuffer(directory / "replay", capacity_bytes=replay_bytes)
         for name in self.buffer.damaged:
             log.warning("%s of the replay buffer was damaged and is set aside", name)
@@ -85,7 +87,12 @@ class BundleLearner:
         """What another release saved is set aside: the served bundle and the replay buffer tell all that is needed."""
         try:
             return OnlineTrainer.load(
-                self._rounds, options=self.options, serving=serving(), config=self.config, seed=self.seed
+                self._rounds,
+                options=self.options,
+                serving=serving(),
+                config=self.config,
+                seed=self.seed,
+                fits=self._fits,
             )
         except OtherReleaseError as error:
             aside = self._rounds.with_name(f"{self._rounds.name}-of-another-release")
@@ -125,6 +132,7 @@ class BundleLearner:
             serving=serving(),
             config=self.config,
             seed=self.seed,
+            fits=self._fits,
         )
         for number, records in self.buffer.after(0):
             self._observe(records, number)
@@ -189,7 +197,7 @@ class BundleLearner:
         done = self._last = self.trainer.round()
         self.trainer.save(self._rounds)
         reason = "" if done.decision is None else done.decision.reason
-        return Round(done.action, reason, figures_of(done))
+        return Round(done.action, reason, figures_of(done), done.fit)
 
     def write(self, out: Path) -> Path:
         done = self._last
@@ -227,6 +235,7 @@ class BundleLearner:
         self.trainer.save(self._rounds)
 
     def close(self) -> None:
+        self._fits.abandon()
         self._lock.close()
 
 
@@ -238,6 +247,7 @@ def figures_of(done: LearnerRound) -> dict[str, float]:
         "served_ndcg_at_10": done.served_ndcg,
         "champion_ndcg_at_10": done.champion_ndcg,
         "challenger_ndcg_at_10": done.challenger_ndcg,
+        "rival_ndcg_at_10": done.rival_ndcg,
         "encoder_loss": done.loss,
         "evaluation_seconds": done.evaluation_seconds,
         "training_seconds": done.training_seconds,

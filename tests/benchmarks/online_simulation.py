@@ -30,12 +30,14 @@ from models.learning.gate import GateRule
 from models.learning.online import OnlineTrainer, Round
 from models.learning.online_config import OnlineConfig
 from models.learning.training_state import TrainingState
+from models.learning.whole_fit import Fits
 from streams.cli.common import use_one_blas_thread
 from streams.cli.lines import BadLines
 from streams.cli.replaying import Prepared, prepare, read_events, read_items
 from streams.cli.training import serving
 from streams.settings import Settings
 from tests.services.shuffled import ShuffledTrainer
+from tests.services.slow_fits import SlowFits
 
 # Events a call of the pipeline: a round can come after each.
 BATCH = 50
@@ -174,7 +176,12 @@ def read_log(events: Path, items: Path, bundle: Path, data: Path) -> tuple[Prepa
 
 
 def trainer_of(
-    prepared: Prepared, bundle: Path, config: OnlineConfig, seed: int, kind: type[OnlineTrainer] = OnlineTrainer
+    prepared: Prepared,
+    bundle: Path,
+    config: OnlineConfig,
+    seed: int,
+    kind: type[OnlineTrainer] = OnlineTrainer,
+    fits: Fits | None = None,
 ) -> OnlineTrainer:
     state = TrainingState.decode((bundle / TRAINING).read_bytes())
     trainer = kind(
@@ -186,6 +193,7 @@ def trainer_of(
         serving=serving(),
         config=config,
         seed=seed,
+        fits=fits,
     )
     trainer.declare(prepared.pipeline.catalogue.ids[: len(prepared.item_text)], prepared.item_text)
     return trainer
@@ -208,6 +216,7 @@ def main() -> None:
     parser.add_argument(
         "--flood-at", type=float, help="share of the log where one user sends 10,000 clicks on one item"
     )
+    parser.add_argument("--fit-rounds", type=int, default=0, help="rounds that a whole fit goes on for")
     parser.add_argument("--shuffled", action="store_true", help="challengers learn that users chose what others chose")
     parser.add_argument("--spoil-at", type=float, help="share of the log where the champion is made a bad one")
     parser.add_argument("--seed", type=int, default=0)
@@ -222,7 +231,8 @@ def main() -> None:
     begin, end = int(given.trained * len(log)), int(given.until * len(log))
     config = OnlineConfig(window=given.window, gate=GateRule(promote=given.promote, memory=given.memory))
     kind = ShuffledTrainer if given.shuffled else OnlineTrainer
-    trainer = None if given.frozen else trainer_of(prepared, given.bundle, config, given.seed, kind)
+    fits = SlowFits(given.fit_rounds)
+    trainer = None if given.frozen else trainer_of(prepared, given.bundle, config, given.seed, kind, fits)
     started = time.perf_counter()
     # What the bundle was trained on goes through the worker too, since statistics and states begin there.
     for records in stream.play(begin, asked_share=0.0, publish=False, feedback=trainer is not None, candidates_share=0):
@@ -235,8 +245,8 @@ def main() -> None:
         reason = found.decision.reason if found.decision else ""
         print(
             f"{at:7,} {found.action:8} served {found.served_ndcg:.4f} champion {found.champion_ndcg:.4f} challenger "
-            f"{found.challenger_ndcg:.4f} loss {found.loss:.3f} {found.evaluation_seconds:.1f} + "
-            f"{found.training_seconds:.1f} s | {reason}",
+            f"{found.challenger_ndcg:.4f} rival {found.rival_ndcg:.4f} {found.fit} loss {found.loss:.3f} "
+            f"{found.evaluation_seconds:.1f} + {found.training_seconds:.1f} s | {reason}",
             flush=True,
         )
 

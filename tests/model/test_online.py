@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,16 +16,15 @@ from models.domain.batch import Incoming
 from models.domain.events import Interaction
 from models.domain.feedback import Feedback
 from models.learning.checkpoint import CheckpointError
-from models.learning.contenders import Challenger
 from models.learning.encoder_config import EncoderConfig
 from models.learning.encoder_trainer import EncoderTrainer
-from models.learning.gate import GateRule, WatchRule
-from models.learning.lists import Lists
+from models.learning.gate import NOTHING, Evidence, GateRule, WatchRule
 from models.learning.log import TrainingLog
 from models.learning.online import OnlineTrainer, Round
 from models.learning.online_config import OnlineConfig
-from models.learning.ranker_trainer import RankerConfig, RankerTrainer
+from models.learning.ranker_trainer import RankerConfig
 from models.learning.training_state import TrainingState
+from models.learning.whole_fit import FitError, Fits, FitsInline, Fitted
 from streams.cli.training import serving
 from tests.domain.helpers import (
     OPTIONS,
@@ -40,6 +39,7 @@ from tests.domain.helpers import (
     text_vector,
 )
 from tests.services.shuffled import ShuffledTrainer
+from tests.services.slow_fits import SlowFits
 
 pytestmark = [pytest.mark.train, pytest.mark.slow]
 USERS, ITEMS = 30, 60
@@ -54,7 +54,6 @@ CONFIG = OnlineConfig(
     lists=600,
     refit_growth=0.5,
     encoder=EncoderConfig(passes=2),
-    settling=150,
     ranker=RankerConfig(batch=32, sampled=16, updates=200),
     gate=GateRule(promote=0.9, least_records=100),
     watch=WatchRule(least_records=100),
@@ -103,9 +102,18 @@ def trainer(
     state: TrainingState | None = None,
     seed: int = 0,
     kind: type[OnlineTrainer] = OnlineTrainer,
+    fits: Fits | None = None,
 ) -> OnlineTrainer:
     made = kind(
-        "m1", state, kinds=KINDS, text_dimension=WIDTH, options=OPTIONS, serving=serving(), config=config, seed=seed
+        "m1",
+        state,
+        kinds=KINDS,
+        text_dimension=WIDTH,
+        options=OPTIONS,
+        serving=serving(),
+        config=config,
+        seed=seed,
+        fits=fits,
     )
     made.declare(IDS, TEXTS)
     return made
@@ -180,29 +188,32 @@ def figures(rounds: Sequence[Round]) -> list[tuple[object, ...]]:
 
 
 def test_a_trainer_that_is_killed_goes_on_from_its_last_round_as_if_nothing_had_happened(
-    stream: list[Feedback], learned: tuple[OnlineTrainer, list[Round]], tmp_path: Path
+    stream: list[Feedback], tmp_path: Path
 ) -> None:
-    wanted = figures(learned[1])
-    assert trainer_at(tmp_path) is None
-    found = figures(learn(trainer(), stream[:1_130], save=tmp_path))
+    # A whole fit would begin anew: without one.
+    config = replace(CONFIG, refit_growth=100.0)
+    whole = trainer(config)
+    wanted = figures(learn(whole, stream))
+    assert trainer_at(tmp_path, config) is None
+    found = figures(learn(trainer(config), stream[:1_130], save=tmp_path))
     for _ in range(2):  # the second time in the middle of what it had begun
-        again = trainer_at(tmp_path)
+        again = trainer_at(tmp_path, config)
         assert again is not None
         assert again.position <= 1_130
         (tmp_path / "round-999999999999.draft").mkdir(exist_ok=True)  # killed while it saved
     rest = learn(again, stream, start=again.position, save=tmp_path)
     np.testing.assert_equal([*found, *figures(rest)], wanted)
-    last = trainer_at(tmp_path)
+    last = trainer_at(tmp_path, config)
     assert last is not None
-    assert last.champion.version == learned[0].champion.version
+    assert last.champion.version == whole.champion.version
     assert len(list(tmp_path.glob("round-*"))) == 1
     next(tmp_path.glob("round-*")).joinpath("state.json").write_text("{}")
     with pytest.raises(CheckpointError):
-        trainer_at(tmp_path)
+        trainer_at(tmp_path, config)
 
 
-def trainer_at(directory: Path) -> OnlineTrainer | None:
-    return OnlineTrainer.load(directory, options=OPTIONS, serving=serving(), config=CONFIG)
+def trainer_at(directory: Path, config: OnlineConfig = CONFIG) -> OnlineTrainer | None:
+    return OnlineTrainer.load(directory, options=OPTIONS, serving=serving(), config=config)
 
 
 def test_records_that_come_again_are_known_and_a_flood_of_one_user_brings_no_round_about(
@@ -252,58 +263,138 @@ def test_a_challenger_that_learns_from_shuffled_choices_is_not_promoted(
     assert rounds[-1].challenger_ndcg < rounds[-1].champion_ndcg
 
 
-def test_a_challenger_that_is_fitted_anew_is_judged_at_once_by_rounds_that_it_had_not_seen(
-    stream: list[Feedback], learned: tuple[OnlineTrainer, list[Round]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def with_a_fit(
+    stream: list[Feedback],
+    learned: tuple[OnlineTrainer, list[Round]],
+    fits: Fits,
+    save: Path | None = None,
+) -> Iterator[tuple[OnlineTrainer, Round]]:
+    """Rounds of a trainer that begins with a trained model, releases nothing and comes to whole fits."""
     state = learned[0].champion.state
     assert state is not None
-    fits: list[tuple[int, int]] = []
-    replayed: list[tuple[int, set[int]]] = []
+    never = GateRule(least_records=100, promote=2.0, discard=2.0)
+    config = replace(CONFIG, refit_growth=0.3, ahead=250, gate=never, lists=5_000, catch_up=3, contest=300)
+    begun = replace(state, until_ms=-1, events=1_000)
+    online = trainer(config, state=begun, fits=fits)
+    for first in range(0, len(stream), 50):
+        online.observe(stream[first : first + 50], {}, position=first + 50)
+        if online.due:
+            found = online.round()
+            if save is not None:
+                online.save(save)
+            yield online, found
+
+
+def test_a_whole_fit_goes_on_beside_the_rounds_and_has_to_win_the_challengers_place(
+    stream: list[Feedback], learned: tuple[OnlineTrainer, list[Round]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    met: dict[int, list[tuple[int, int]]] = {}
     told_passes: list[tuple[int, int]] = []
-    refit, update, choose_passes = Challenger.refit, RankerTrainer.update, EncoderTrainer.choose_passes
+    update, choose_passes = EncoderTrainer.update, EncoderTrainer.choose_passes
 
-    def noted_refit(self: Challenger, log: TrainingLog, end: int, ahead: int, **settings: Any) -> None:
-        fits.append((end, ahead))
-        refit(self, log, end, ahead, **settings)
-
-    def noted_update(self: RankerTrainer, lists: Lists, new: Any, old: Any) -> None:
-        replayed.append((len(new), set(np.asarray(old).tolist())))
-        update(self, lists, new, old)
+    def noted_update(self: EncoderTrainer, log: TrainingLog, start: int, end: int) -> float:
+        met.setdefault(id(self), []).append((start, end))
+        return update(self, log, start, end)
 
     def noted_passes(self: EncoderTrainer, log: TrainingLog, start: int, end: int) -> None:
         told_passes.append((start, end))
         choose_passes(self, log, start, end)
 
-    monkeypatch.setattr(Challenger, "refit", noted_refit)
+    monkeypatch.setattr(EncoderTrainer, "update", noted_update)
     monkeypatch.setattr(EncoderTrainer, "choose_passes", noted_passes)
-    monkeypatch.setattr(RankerTrainer, "update", noted_update)
-    never = GateRule(least_records=100, promote=2.0, discard=2.0)
-    config = replace(CONFIG, refit_growth=0.3, ahead=450, gate=never, lists=5_000)
-    online = trainer(config, state=replace(state, until_ms=-1, events=1_500))
     rounds: list[Round] = []
-    for first in range(0, len(stream), 50):
-        online.observe(stream[first : first + 50], {})
-        if online.due:
-            rounds.append(online.round())
-            if fits:
-                break
-    ((events, ahead),) = fits
-    newest = [window for window in online.recent if window.start >= events]
-    held = sum(len(window.scene.records) for window in newest)
-    assert 450 <= held < 450 + CONFIG.window
-    assert events == newest[0].start == len(online.log) - held
-    assert ahead == sum(len(window.scene.served.row) for window in newest)
-    assert told_passes == [(events, len(online.log))]
-    decision = rounds[-1].decision
-    assert decision is not None
-    # All that it met after it had settled, asked before it learned from them.
-    settled = newest[-(-CONFIG.settling // CONFIG.window) :]
-    assert decision.records == sum(len(window.asked) for window in settled)
-    # The ranker replays no list of a round that it has yet to meet.
-    kept = len(online.lists)
-    first_ahead = kept - 2 * ahead
-    for _, old in replayed[-len(newest) :]:
-        assert not any(first_ahead <= row < first_ahead + ahead for row in old)
+    begun_at = 0
+    for online, found in with_a_fit(stream, learned, SlowFits(3)):
+        rounds.append(found)
+        if found.fit == "begun":
+            begun_at = len(online.log)
+        if found.fit in ("won", "lost"):
+            break
+    assert [found.fit for found in rounds if found.fit] in (["begun", "won"], ["begun", "lost"])
+    compared = [found.records for found in rounds if np.isfinite(found.rival_ndcg)]
+    assert 300 <= sum(compared) < 300 + 2 * CONFIG.window
+    assert all(np.isfinite(found.loss) for found in rounds), "the challenger learned in every round"
+    ((fitted_until, known),) = told_passes
+    assert known == begun_at
+    assert 250 <= begun_at - fitted_until < 250 + CONFIG.window
+    # The encoder that was fitted has learned from each later event once, in order, as the challenger's has.
+    (fitted,) = [spans for spans in met.values() if spans[0][0] == fitted_until]
+    assert all(before[1] == after[0] for before, after in pairwise(fitted))
+    assert fitted[-1][1] == len(online.log)
+
+
+def test_a_rivals_ranker_replays_no_list_of_a_round_that_it_has_yet_to_meet(
+    stream: list[Feedback], learned: tuple[OnlineTrainer, list[Round]]
+) -> None:
+    played = with_a_fit(stream, learned, SlowFits(3))
+    online, rival = next((online, online.rival) for online, _ in played if online.rival is not None)
+    ahead = [window.scene.served for window in rival._ahead]
+    assert len(ahead) > 3
+    replayed = rival.challenger.lists.lists
+    older = online.lists.lists.until(len(online.lists) - sum(len(served.row) for served in ahead))
+    assert len(replayed.at) == len(older.at) > 0
+    np.testing.assert_array_equal(replayed.features, older.features)
+
+
+@pytest.mark.parametrize("better", [True, False])
+def test_a_rival_that_wins_is_challenger_with_its_evidence_and_one_that_loses_is_gone(
+    stream: list[Feedback],
+    learned: tuple[OnlineTrainer, list[Round]],
+    monkeypatch: pytest.MonkeyPatch,
+    better: bool,
+) -> None:
+    monkeypatch.setattr(Evidence, "judge", lambda *_: NOTHING._replace(octaves=0.1 if better else -0.1))
+    former, rival = None, None
+    for online, found in with_a_fit(stream, learned, SlowFits(0)):
+        if found.fit in ("won", "lost"):
+            break
+        former, rival = online.challenger, online.rival or rival
+        held = online.lists.appended
+    assert former is not None
+    assert rival is not None
+    assert found.fit == ("won" if better else "lost")
+    assert online.rival is None
+    if better:
+        assert online.challenger is rival.challenger
+        assert online.evidence is rival.evidence
+        assert 0 < len(online.evidence) <= 300 + CONFIG.window
+        assert online.challenger.lists is online.lists
+        assert online.lists.appended > held + CONFIG.window, "its own lists, beside those of the round"
+        assert online.challenger.events < len(online.log)
+        assert online.challenger.learned == len(online.log) - online.challenger.events
+    else:
+        assert online.challenger is former
+        assert former.learned == 0, "the next fit comes when as much has come again"
+
+
+def test_a_fit_is_given_up_where_somebody_in_it_is_forgotten_and_begins_anew_after_a_kill(
+    stream: list[Feedback], learned: tuple[OnlineTrainer, list[Round]], tmp_path: Path
+) -> None:
+    played = with_a_fit(stream, learned, SlowFits(100), save=tmp_path)
+    online = next(online for online, found in played if found.fit == "begun")
+    assert online.fits.busy
+    again = OnlineTrainer.load(tmp_path, options=OPTIONS, serving=serving(), config=online.config)
+    assert again is not None
+    assert not again.fits.busy
+    rest = learn(again, stream, start=again.position)
+    assert "begun" in [later.fit for later in rest]
+    online.forget(stream[10].user_id, stream[-1].event_time_ms)
+    assert not online.fits.busy
+    assert len(online.recent) == 0
+
+
+class FailingFits(FitsInline):
+    def take(self) -> Fitted | None:
+        self.abandon()
+        raise FitError("no space left")
+
+
+def test_a_fit_that_fails_leaves_the_challenger_and_the_next_one_comes_later(
+    stream: list[Feedback], learned: tuple[OnlineTrainer, list[Round]]
+) -> None:
+    online = next(online for online, found in with_a_fit(stream, learned, FailingFits()) if found.fit == "failed")
+    assert online.challenger is not None
+    assert (online.rival, online.challenger.learned) == (None, 0)
 
 
 def test_what_a_forgotten_user_did_is_learned_from_no_more_and_stays_away_after_a_kill(

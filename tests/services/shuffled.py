@@ -9,7 +9,7 @@ import numpy as np
 
 from models.domain.feedback import Feedback
 from models.learning.contenders import Challenger
-from models.learning.lists import Lists
+from models.learning.lists import ListBuffer, Lists
 from models.learning.log import TrainingLog
 from models.learning.online import OnlineTrainer
 from models.learning.training_state import TrainingState
@@ -24,5 +24,5 @@ class Shuffled(Challenger):
 
 
 class ShuffledTrainer(OnlineTrainer):
-    def _new_challenger(self, state: TrainingState) -> Challenger:
-        return Shuffled(state, self.config.encoder, self.config.ranker, self.lists, self.seed)
+    def _new_challenger(self, state: TrainingState, lists: ListBuffer) -> Challenger:
+        return Shuffled(state, self.config.encoder, self.config.ranker, lists, self.seed)
