@@ -25,14 +25,14 @@ from models.learning.gate import Decision, Evidence, gains, within_list
 from models.learning.lists import ListBuffer
 from models.learning.online_checkpoint import SavedLists, SavedRound, newest, write_round, write_whole
 from models.learning.online_config import OnlineConfig
-from models.learning.ranker_trainer import RankerTrainer
-from models.learning.recent_rounds import RecentRounds, Window
+from models.learning.recent_rounds import Window
 from models.learning.rescoring import Histories, ServedLists, histories_of, served_lists
 from models.learning.rival import Rival
 from models.learning.rounds import Action, Champion, FitNews, Observed, Round, Scene
+from models.learning.succession import Succession
 from models.learning.training_state import TrainingState
 from models.learning.user_shares import UserShares
-from models.learning.whole_fit import FitError, Fits, FitsInline, Fitted, WholeFit
+from models.learning.whole_fit import Fits, FitsInline
 
 F64 = npt.NDArray[np.float64]
 
@@ -70,16 +70,8 @@ class OnlineTrainer:
         """Champion before, while the new one is watched."""
         self.challenger: Challenger | None = None if state is None else self._new_challenger(state, self.lists)
         self.evidence, self.watch = Evidence(config.gate.memory), Evidence(config.gate.memory)
-        self.rival: Rival | None = None
-        self.fits = fits or FitsInline()
-        self._missed = RecentRounds(config.most_missed)
-        """Rounds that the whole fit which goes on has not seen."""
-        self._begun = 0, 0
-        """Events of the log when it began, and records that it was not given of them."""
-        self._known_lists = 0
-        """Lists ever appended before those records."""
+        self.succession = Succession(config, fits or FitsInline(), serving, self.lists, self._new_challenger, seed)
         self.shares = UserShares(config.user_limit, config.user_span)
-        self.recent = RecentRounds(config.ahead)
         self.rounds = 0
         self.position = 0
         """Of the records that the rounds so far have taken in, in whatever counts them: whoever loads a save hands in
@@ -134,15 +126,14 @@ class OnlineTrainer:
     def forget(self, user_id: str, until_ms: int) -> None:
         """Learn from nothing that the user did at or before that time. What was learned already stays."""
         if self.log.forget(user_id, until_ms):
-            self._renumbered()  # what a fit that goes on was given holds what he did
+            self.succession.renumbered()  # what a fit that goes on was given holds what he did
         self._pending = [
             record for record in self._pending if record.user_id != user_id or record.event_time_ms > until_ms
         ]
         self._pending_ids = {event_hash(record.event_id) for record in self._pending}
-        for evidence in (self.evidence, self.watch):
-            evidence.forget(user_id)
-        if self.rival is not None:
-            self.rival.forget(user_id)
+        self.evidence.forget(user_id)
+        self.watch.forget(user_id)
+        self.succession.forget(user_id)
 
     @property
     def pending(self) -> int:
@@ -162,7 +153,7 @@ class OnlineTrainer:
         records, texts, log = self._pending, self._texts, self.log
         self._pending, self._pending_ids, self._texts = [], set(), {}
         if log.trim():
-            self._renumbered()
+            self.succession.renumbered()
         start = log.add(records, texts)
         served, bad = served_lists(records, log.number_items)
         log.number_items([past[0] for record in records for past in record.history])
@@ -204,6 +195,7 @@ class OnlineTrainer:
         self.champion, self.former = self.former, None
         self._restart()
         self.watch.clear()
+        self.succession.meets_another_champion()
 
     # keeping ----------------------------------------------------------------------------------------------------------
 
@@ -311,7 +303,7 @@ class OnlineTrainer:
         log = self.log
         state = challenger.state(log)
         scene = Scene(records, served, self._histories(records))
-        rival = self.rival if self.rival is not None and self.rival.caught_up else None
+        rival = self.succession.contestant
         places, features = Contender(state, self.serving).rank(log, *scene)
         own, as_served = places[asked], _served_places([records[at] for at in asked])
         champion = self._places(self.champion, scene, asked, as_served)
@@ -336,13 +328,15 @@ class OnlineTrainer:
         # A challenger that begins anew begins with this window: described by its former self, which had not seen it.
         if self.challenger is not None and action != "rollback":
             window = Window(scene, start, len(log))
-            self.recent.add(window)
             self.challenger.count(records)
             loss = self.challenger.learn(log.log, start, records, served._replace(features=features).lists())
             if rival is not None:
                 rival.challenger.count(records)
                 rival.learn(log, window, fitted_features)
-            news = self._attend(self.challenger, window)
+            judged = len(self.evidence) >= self.config.gate.least_records
+            news = self.succession.attend(self.challenger, log, window, judged=judged, number=self.rounds)
+            if news == "won":
+                self._hand_over(self.succession.take_winner())
         return Round(
             number=self.rounds,
             action=action,
@@ -360,110 +354,12 @@ class OnlineTrainer:
             training_seconds=time.monotonic() - evaluated,
         )
 
-    # whole fits -------------------------------------------------------------------------------------------------------
-
-    def _attend(self, challenger: Challenger, window: Window) -> FitNews:
-        """One step of what goes on beside the rounds: a fit, its way to the present, its contest with the challenger.
-
-        Args:
-            window: the round that the challenger has just learned from.
-        """
-        rival = self.rival
-        if rival is not None:
-            if not rival.caught_up:
-                rival.wait_for(window)
-                rival.catch_up(self.log, self.serving, self.config.catch_up)
-                return ""
-            outcome = rival.outcome(self.config.gate, self.config.contest, self.seed + self.rounds)
-            if outcome == "won":
-                self._hand_over(rival)
-            elif outcome == "lost":
-                self.rival, challenger.learned = None, 0
-            return "" if outcome == "open" else outcome
-        try:
-            if self.fits.busy:
-                self._missed.add(window)
-                if (fitted := self.fits.take()) is not None:
-                    self.rival = self._rival(challenger, fitted)
-            elif self._due_for_refit(challenger):
-                self._begin_fit(challenger)
-                return "begun"
-        except FitError:
-            challenger.learned = 0  # another one begins when as much has come again
-            return "failed"
-        return ""
-
-    def _due_for_refit(self, challenger: Challenger) -> bool:
-        """Whether the log has grown enough, and the challenger been judged: on a short log it would never be, since the
-        log grows by a quarter before there is evidence.
-
-        Not on a log that tells less than the last fit saw, such as a trainer's that came after its model: what it was
-        taught before would be forgotten.
-        """
-        grown = challenger.learned >= self.config.refit_growth * challenger.events
-        whole = len(self.log) >= min(challenger.events, self.log.capacity)
-        judged = len(self.evidence) >= self.config.gate.least_records
-        return grown and whole and judged and self.recent.records >= self._left_out()
-
-    def _left_out(self) -> int:
-        """Newest records that a whole fit does not learn from."""
-        return min(self.config.ahead, len(self.log) // 4)
-
-    def _begin_fit(self, challenger: Challenger) -> None:
-        """Fit on all but the newest rounds: an encoder from nothing, since one that goes on from its present weights,
-        and has passed over the log's beginning again and again, knows it by heart (models/README.md); a ranker where
-        there are far more lists than the present one was fitted on.
-        """
-        config, lists = self.config, self.lists
-        self._missed.clear()
-        for window in self.recent.newest(self._left_out()):
-            self._missed.add(window)
-        missed = list(self._missed)
-        self._begun = len(self.log), sum(len(window.scene.records) for window in missed)
-        ahead = min(sum(len(window.scene.served.row) for window in missed), len(lists))
-        self._known_lists = lists.appended - ahead
-        count = len(lists) - ahead
-        anew = count > 0 and count >= config.ranker_growth * challenger.fitted_lists
-        seed = self.seed + self.rounds
-        self.fits.begin(
-            WholeFit(
-                log=self.log.log,
-                end=missed[0].start,
-                encoders=challenger.encoders.anew(seed),
-                rankers=RankerTrainer(config.ranker, seed) if anew else None,
-                lists=lists.lists.until(count) if anew else None,
-                validation=config.validation,
-            )
-        )
-
-    def _rival(self, challenger: Challenger, fitted: Fitted) -> Rival:
-        """What goes on from a fit: it replays lists of before it, as the challenger had them, and its own."""
-        config, missed = self.config, list(self._missed)
-        self._missed.clear()
-        known = len(self.lists) - (self.lists.appended - self._known_lists)
-        lists = ListBuffer(config.rival_lists)
-        if known > 0:
-            drawn = np.random.default_rng(self.seed + self.rounds).permutation(known)[: 2 * config.rival_lists // 3]
-            lists.extend(self.lists.lists.take(np.sort(drawn)))
-        made = self._new_challenger(challenger.state(self.log), lists)
-        made.take_over(fitted, events=self._begun[0], ahead=self._begun[1], lists=known)
-        return Rival(made, missed, config.gate.memory)
-
     def _hand_over(self, rival: Rival) -> None:
         """The rival is challenger; what it was compared with the champion by counts."""
         if (own := rival.own_lists()) is not None:
             self.lists.extend(own)
         rival.challenger.lists = self.lists
-        self.challenger, self.evidence, self.rival = rival.challenger, rival.evidence, None
-
-    def _renumbered(self) -> None:
-        """Events have other numbers than rounds and fits were told: what refers to them is given up, and a whole fit
-        begins anew."""
-        self.recent.clear()
-        self._missed.clear()
-        self.fits.abandon()
-        if self.rival is not None and not self.rival.caught_up:
-            self.rival = None
+        self.challenger, self.evidence = rival.challenger, rival.evidence
 
     def _weigh(self, evidence: Evidence, users: Sequence[str], champion: F64, challenger: F64) -> None:
         """Places of both on some records. Of what was served only the places in the list are known: the challenger's
@@ -493,16 +389,14 @@ class OnlineTrainer:
         self.champion = self._champion(version, state)
         self.evidence.clear()
         self.watch.clear()
-        if self.rival is not None:
-            self.rival.evidence.clear()
+        self.succession.meets_another_champion()
 
     def _restart(self) -> None:
         """A challenger that goes on from the champion; without one, a first model is fitted again."""
         state = self.champion.state
         self.challenger = None if state is None else self._new_challenger(state, self.lists)
         self.evidence.clear()
-        if self.rival is not None:
-            self.rival.contest.clear()
+        self.succession.meets_another_challenger()
 
     def _champion(self, version: str, state: TrainingState | None) -> Champion:
         if state is None:

@@ -76,10 +76,6 @@ class Rival:
         own = min(lists.appended - self._given, len(lists))
         return lists.lists.take(np.arange(len(lists) - own, len(lists))) if own else None
 
-    def forget(self, user_id: str) -> None:
-        self.contest.forget(user_id)
-        self.evidence.forget(user_id)
-
     def outcome(self, rule: GateRule, records: int, seed: int) -> Outcome:
         """By the gate's rule without a margin, since no worker has to switch; after so many records the better one by
         so much as a hair."""

@@ -323,19 +323,6 @@ def test_a_whole_fit_goes_on_beside_the_rounds_and_has_to_win_the_challengers_pl
     assert fitted[-1][1] == len(online.log)
 
 
-def test_a_rivals_ranker_replays_no_list_of_a_round_that_it_has_yet_to_meet(
-    stream: list[Feedback], learned: tuple[OnlineTrainer, list[Round]]
-) -> None:
-    played = with_a_fit(stream, learned, SlowFits(3))
-    online, rival = next((online, online.rival) for online, _ in played if online.rival is not None)
-    ahead = [window.scene.served for window in rival._ahead]
-    assert len(ahead) > 3
-    replayed = rival.challenger.lists.lists
-    older = online.lists.lists.until(len(online.lists) - sum(len(served.row) for served in ahead))
-    assert len(replayed.at) == len(older.at) > 0
-    np.testing.assert_array_equal(replayed.features, older.features)
-
-
 @pytest.mark.parametrize("better", [True, False])
 def test_a_rival_that_wins_is_challenger_with_its_evidence_and_one_that_loses_is_gone(
     stream: list[Feedback],
@@ -348,12 +335,12 @@ def test_a_rival_that_wins_is_challenger_with_its_evidence_and_one_that_loses_is
     for online, found in with_a_fit(stream, learned, SlowFits(0)):
         if found.fit in ("won", "lost"):
             break
-        former, rival = online.challenger, online.rival or rival
+        former, rival = online.challenger, online.succession.rival or rival
         held = online.lists.appended
     assert former is not None
     assert rival is not None
     assert found.fit == ("won" if better else "lost")
-    assert online.rival is None
+    assert online.succession.rival is None
     if better:
         assert online.challenger is rival.challenger
         assert online.evidence is rival.evidence
@@ -372,15 +359,15 @@ def test_a_fit_is_given_up_where_somebody_in_it_is_forgotten_and_begins_anew_aft
 ) -> None:
     played = with_a_fit(stream, learned, SlowFits(100), save=tmp_path)
     online = next(online for online, found in played if found.fit == "begun")
-    assert online.fits.busy
+    assert online.succession.fits.busy
     again = OnlineTrainer.load(tmp_path, options=OPTIONS, serving=serving(), config=online.config)
     assert again is not None
-    assert not again.fits.busy
+    assert not again.succession.fits.busy
     rest = learn(again, stream, start=again.position)
     assert "begun" in [later.fit for later in rest]
     online.forget(stream[10].user_id, stream[-1].event_time_ms)
-    assert not online.fits.busy
-    assert len(online.recent) == 0
+    assert not online.succession.fits.busy
+    assert len(online.succession.recent) == 0
 
 
 class FailingFits(FitsInline):
@@ -394,7 +381,7 @@ def test_a_fit_that_fails_leaves_the_challenger_and_the_next_one_comes_later(
 ) -> None:
     online = next(online for online, found in with_a_fit(stream, learned, FailingFits()) if found.fit == "failed")
     assert online.challenger is not None
-    assert (online.rival, online.challenger.learned) == (None, 0)
+    assert (online.succession.rival, online.challenger.learned) == (None, 0)
 
 
 def test_what_a_forgotten_user_did_is_learned_from_no_more_and_stays_away_after_a_kill(
