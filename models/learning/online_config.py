@@ -15,15 +15,15 @@ class OnlineConfig:
 
     window: int = 500
     """Records between two rounds."""
-    user_limit: int = 200
+    user_limit: int = 400
     """Records of one user that are learned from among the latest `user_span`."""
-    user_span: int = 2_000
+    user_span: int = 4_000
     first_events: int = 500
     """Records from which the first model is fitted, where the deployment began without a trained one."""
     # Where the encoder is fitted again in a first fit: what it foresees between two marks the ranker learns from.
     first_stages: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
     first_epochs: tuple[int, ...] = (10, 8, 5, 9)
-    refit_growth: float = 0.25
+    refit_growth: float = 0.125
     """Share of the events that the last whole fit saw, after which as many new ones call for another: of a challenger
     that was judged."""
     ranker_growth: float = 2.0
