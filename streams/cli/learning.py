@@ -25,6 +25,7 @@ from models.domain.feedback import Feedback, Forgotten, Record
 from models.domain.ports import TextEncoder
 from models.encoders.manifest import read_files, read_manifest
 from models.learning.checkpoint import OtherReleaseError
+from models.learning.fit_process import FitProcess
 from models.learning.online import OnlineTrainer
 from models.learning.online_config import OnlineConfig
 from models.learning.replay_buffer import ReplayBuffer
@@ -32,7 +33,6 @@ from models.learning.rounds import Observed
 from models.learning.rounds import Round as LearnerRound
 from models.learning.training import use_threads
 from models.learning.training_state import TrainingState, TrainingStateError
-from streams.cli.fit_process import FitProcess
 from streams.cli.training import serving
 from streams.learning_port import Round
 

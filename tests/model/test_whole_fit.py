@@ -18,10 +18,10 @@ from models.domain.features import FEATURE_COUNT
 from models.learning.encoder import NetworkConfig
 from models.learning.encoder_config import EncoderConfig
 from models.learning.encoder_trainer import EncoderTrainer
+from models.learning.fit_process import FitProcess
 from models.learning.lists import Lists
 from models.learning.ranker_trainer import RankerConfig, RankerTrainer
 from models.learning.whole_fit import FitError, Fitted, WholeFit, fit_whole
-from streams.cli.fit_process import FitProcess
 from tests.model.logs import TEXT, made_log
 
 pytestmark = pytest.mark.train
