@@ -26,11 +26,11 @@ from models.learning.places import hit_rate, mean_ndcg, places
 from models.learning.training import TrainingConfig, use_threads
 from models.learning.training_state import TrainingState
 from streams.cli.common import use_one_blas_thread
+from tests.benchmarks.new_item_lists import HELD_OUT, LIVES
 from tests.benchmarks.online_simulation import read_log
 
 F64 = npt.NDArray[np.float64]
-HELD_OUT, FITTED, FORESEEN = 0.1, 0.8, 0.6
-LIVES = {"0": (0, 1), "1-4": (1, 5), "5-19": (5, 20), "1-19": (1, 20), "20+": (20, 1 << 30)}
+FITTED, FORESEEN = 0.8, 0.6
 # Far below any bias: an item that is not among those that are ranked.
 ABSENT = -1e6
 
