@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from models.domain.candidates import SOURCE_COUNT
 from models.domain.feedback import Feedback
@@ -83,18 +82,15 @@ class Challenger:
     def restored(
         cls,
         directory: Path,
-        ranker_tensors: Mapping[str, npt.NDArray[Any]],
         state: Mapping[str, Any],
         lists: ListBuffer,
         encoder: EncoderConfig,
         ranker: RankerConfig,
     ) -> Challenger:
-        """The challenger whose encoder trainer was saved into `directory`."""
+        """The challenger whose trainers were saved into `directory`. Raises: CheckpointError."""
         challenger = cls.__new__(cls)
         challenger.encoders = EncoderTrainer.load(directory, encoder)
-        tensors = {name: torch.tensor(each) for name, each in ranker_tensors.items()}
-        challenger.rankers = RankerTrainer.of(ranker, state["seed"], tensors)
-        challenger.rankers.rng.bit_generator.state = state["generator"]
+        challenger.rankers = RankerTrainer.load(directory, ranker)
         challenger.kinds, challenger.candidates = tuple(state["kinds"]), state["candidates"]
         challenger.lists, challenger.windows = lists, state["windows"]
         challenger.reached = np.array(state["reached"], np.float64)

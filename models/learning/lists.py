@@ -25,10 +25,10 @@ class Lists:
 
     def until(self, row: int) -> Lists:
         """Views of the lists before that row."""
-        return Lists(self.at[:row], self.features[:row], self.size[:row], self.chosen[:row])
+        return self.take(slice(row))
 
-    def take(self, rows: npt.NDArray[np.int64]) -> Lists:
-        """Copies of those lists."""
+    def take(self, rows: npt.NDArray[np.int64] | slice) -> Lists:
+        """Copies of those lists, views of a slice."""
         return Lists(self.at[rows], self.features[rows], self.size[rows], self.chosen[rows])
 
     def before(self, end: int) -> npt.NDArray[np.int64]:

@@ -27,7 +27,7 @@ from models.learning.training_state import TrainingState, TrainingStateError
 
 # Of a save's own files, and of what they hold: models, records, rankers and lists.
 SCHEMA = [3, STATE_SCHEMA, FEEDBACK_VERSION, FEATURE_COUNT]
-_STATE, _LOG, _CHALLENGER, _RANKER = "state.json", "log.safetensors", "challenger", "ranker.safetensors"
+_STATE, _LOG, _CHALLENGER = "state.json", "log.safetensors", "challenger"
 _ROUND, _LISTS = "round-", "lists-"
 
 
@@ -78,15 +78,8 @@ class SavedLists:
         if fresh:
             directory.mkdir(parents=True, exist_ok=True)
             name, whole = f"{_LISTS}{save:012d}.safetensors", lists.lists
-            rows = slice(len(lists) - fresh, len(lists))
-            arrays = {
-                "at": whole.at[rows],
-                "features": whole.features[rows],
-                "size": whole.size[rows],
-                "chosen": whole.chosen[rows],
-            }
             draft = directory / f"{name}.draft"
-            save_file(arrays, draft)
+            save_file(vars(whole.take(slice(len(lists) - fresh, len(lists)))), draft)
             flush(draft)
             draft.rename(directory / name)
             self.files.append((name, fresh))
@@ -96,21 +89,17 @@ class SavedLists:
 
     def read(self, directory: Path, lists: ListBuffer, count: int) -> None:
         """Fill the buffer with the newest `count` of the lists that were written."""
-        skipped = sum(rows for _, rows in self.files) - count
+        skipped = max(0, sum(rows for _, rows in self.files) - count)
         for name, _ in self.files:
-            arrays = load_file(directory / name)
-            part = Lists(arrays["at"], arrays["features"], arrays["size"], arrays["chosen"])
-            if skipped > 0:
-                part = Lists(part.at[skipped:], part.features[skipped:], part.size[skipped:], part.chosen[skipped:])
-                skipped = 0
-            lists.extend(part)
+            lists.extend(Lists(**load_file(directory / name)).take(slice(skipped, None)))
+            skipped = 0
         lists.appended = self.appended
 
 
 def write_challenger(directory: Path, challenger: Challenger) -> dict[str, Any]:
     """Returns: what of it fits into JSON."""
     challenger.encoders.save(directory)
-    save_file({name: each.numpy() for name, each in challenger.rankers.tensors().items()}, directory / _RANKER)
+    challenger.rankers.save(directory)
     return {
         "kinds": challenger.kinds,
         "candidates": challenger.candidates,
@@ -121,13 +110,11 @@ def write_challenger(directory: Path, challenger: Challenger) -> dict[str, Any]:
         "fitted_lists": challenger.fitted_lists,
         "until_ms": challenger.until_ms,
         "learned": challenger.learned,
-        "seed": challenger.rankers.seed,
-        "generator": challenger.rankers.rng.bit_generator.state,
     }
 
 
 def read_challenger(directory: Path, state: dict[str, Any], lists: ListBuffer, config: OnlineConfig) -> Challenger:
-    return Challenger.restored(directory, load_file(directory / _RANKER), state, lists, config.encoder, config.ranker)
+    return Challenger.restored(directory, state, lists, config.encoder, config.ranker)
 
 
 def write_round(

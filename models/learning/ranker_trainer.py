@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional as F
 
+from models.learning.checkpoint import read_checkpoint, write_checkpoint
 from models.learning.lists import Lists
 from models.learning.places import gains, mean_ndcg
 from models.learning.ranker import ListwiseRanker, Standard
@@ -20,6 +22,7 @@ from models.learning.ranker_weights import RankerWeights
 
 # What AdamW keeps of a parameter.
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+NAME = "ranker.safetensors"
 # Lists a look at the validation part takes at most, spread evenly.
 CHECKED_LISTS = 3_000
 
@@ -183,6 +186,19 @@ class RankerTrainer:
             moments = self.optimizer.state.get(parameter, {})
             found |= {f"{key}.{name}": moment for key, moment in moments.items()}
         return {name: each.detach().clone() for name, each in found.items()}
+
+    def save(self, directory: Path) -> None:
+        """Write all that training goes on from, the generator as well. Raises: OSError."""
+        state = {"seed": self.seed, "generator": self.rng.bit_generator.state}
+        write_checkpoint(directory, self.tensors(), state, NAME)
+
+    @classmethod
+    def load(cls, directory: Path, config: RankerConfig) -> RankerTrainer:
+        """The trainer that `save` wrote. Raises: CheckpointError."""
+        tensors, state = read_checkpoint(directory, NAME)
+        trainer = cls.of(config, state["seed"], tensors)
+        trainer.rng.bit_generator.state = state["generator"]
+        return trainer
 
     @classmethod
     def of(cls, config: RankerConfig, seed: int, tensors: Mapping[str, torch.Tensor]) -> RankerTrainer:

@@ -10,7 +10,6 @@ import json
 import os
 import sys
 import threading
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -21,18 +20,17 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from models.domain.errors import RecommenderError
+from models.learning.checkpoint import CheckpointError
 from models.learning.encoder_config import EncoderConfig
 from models.learning.encoder_trainer import EncoderTrainer
 from models.learning.lists import Lists
-from models.learning.log import EventRows, TrainingLog
+from models.learning.log import TrainingLog
 from models.learning.ranker_trainer import RankerConfig, RankerTrainer
 
 # Behind the worker and the trainer's rounds, which are waited for.
 NICENESS = 10
-_JOB, _LOG, _LISTS, _RANKER = "job.json", "log.safetensors", "lists.safetensors", "ranker.safetensors"
+_JOB, _LOG, _LISTS = "job.json", "log.safetensors", "lists.safetensors"
 _FITTED = "fitted"
-_TEXTS = ("item_text", "event_text")
-_LIST_ARRAYS = ("at", "features", "size", "chosen")
 
 
 class FitError(RecommenderError):
@@ -125,17 +123,14 @@ def write_job(directory: Path, job: WholeFit) -> None:
     }
     try:
         directory.mkdir(parents=True)
-        _save(log, (*EventRows.COLUMNS, *_TEXTS), directory / _LOG)
+        arrays = {name: np.ascontiguousarray(each) for name, each in vars(log).items() if name != "kinds"}
+        save_file(arrays, directory / _LOG)
         if lists is not None:
-            _save(lists, _LIST_ARRAYS, directory / _LISTS)
+            save_file(vars(lists), directory / _LISTS)
         job.encoders.save(directory)
         (directory / _JOB).write_bytes(msgspec.json.encode(state))
     except (OSError, SafetensorError) as error:
         raise FitError(f"a whole fit's job could not be written: {error}") from error
-
-
-def _save(owner: TrainingLog | Lists, names: Sequence[str], path: Path) -> None:
-    save_file({name: np.ascontiguousarray(getattr(owner, name)) for name in names}, path)
 
 
 def read_job(directory: Path) -> WholeFit:
@@ -158,9 +153,7 @@ def write_fitted(directory: Path, found: Fitted) -> None:
     draft = directory / f"{_FITTED}.draft"
     found.encoders.save(draft)
     if found.rankers is not None:
-        state = {"generator": found.rankers.rng.bit_generator.state}
-        (draft / _JOB).write_text(json.dumps(state))
-        save_file({name: each.numpy() for name, each in found.rankers.tensors().items()}, draft / _RANKER)
+        found.rankers.save(draft)
     draft.rename(directory / _FITTED)
 
 
@@ -172,13 +165,9 @@ def read_fitted(directory: Path, job: WholeFit) -> Fitted:
     """
     place = directory / _FITTED
     try:
-        rankers = None
-        if job.rankers is not None:
-            tensors = {name: torch.tensor(each) for name, each in load_file(place / _RANKER).items()}
-            rankers = RankerTrainer.of(job.rankers.config, job.rankers.seed, tensors)
-            rankers.rng.bit_generator.state = json.loads((place / _JOB).read_text())["generator"]
+        rankers = None if job.rankers is None else RankerTrainer.load(place, job.rankers.config)
         return Fitted(EncoderTrainer.load(place, job.encoders.config), rankers)
-    except (OSError, ValueError, KeyError, SafetensorError, RecommenderError) as error:
+    except CheckpointError as error:
         raise FitError(f"a whole fit left nothing that can be read: {error}") from error
 
 
