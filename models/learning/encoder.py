@@ -98,7 +98,7 @@ class EncoderNetwork(nn.Module):
         """Of an item without events; chosen after training, so no parameter."""
         self.item_id = nn.Parameter(torch.zeros(items, width))
         self.item_bias = nn.Parameter(torch.zeros(items))
-        self.register_buffer("text_bias", torch.zeros(text_dimension))
+        self.register_buffer("foreseen", torch.zeros(text_dimension, width + 1))
         self.projection = nn.Linear(text_dimension, width, bias=False)
         self.kind = nn.Parameter(torch.randn(kinds, width) * INPUT_SCALE)
         self.value = nn.Parameter(torch.randn(VALUE_BUCKETS, width) * INPUT_SCALE)
@@ -127,11 +127,12 @@ class EncoderNetwork(nn.Module):
         own = self.item_id if rows is None else self.item_id[rows]  # [n, W]
         if id_kept is not None:
             own = own * id_kept
-        return own + self.projection(item_text)
+        told = self.projection.weight + self.foreseen[:, :-1].T  # [W, E]
+        return own + functional.linear(item_text, told)
 
     def text_biases(self, item_text: Tensor) -> Tensor:
         """float32[n], what the texts (float32[n, E]) say of the biases; the same throughout a fit."""
-        return item_text @ self.text_bias
+        return item_text @ self.foreseen[:, -1]
 
     def states(self, vectors: Tensor, events: EventBatch, start: Tensor | None = None) -> Tensor:
         """
@@ -190,7 +191,7 @@ class EncoderNetwork(nn.Module):
         values = {
             "item_id": weights.item_id,
             "item_bias": weights.item_bias,
-            "text_bias": weights.text_bias,
+            "foreseen": weights.foreseen,
             "projection.weight": weights.projection.T,
             "kind": weights.kind,
             "value": weights.value,
@@ -218,10 +219,9 @@ class EncoderNetwork(nn.Module):
         """`EncoderWeights.item_vectors` by the network. Returns: float32[n, D]."""
         known = torch.as_tensor(ids >= 0)
         safe = torch.as_tensor(np.maximum(ids, 0))
-        own = self.item_id[safe] * known[:, None]
-        bias = torch.where(known, self.item_bias[safe], torch.tensor(self.cold_bias))
         text = torch.as_tensor(item_text)
-        vectors = own + self.projection(text)
+        vectors = self.item_vectors(text, known[:, None].float(), safe)
+        bias = torch.where(known, self.item_bias[safe], torch.tensor(self.cold_bias))
         bias = bias + self.text_biases(text)
         result: npt.NDArray[np.float32] = torch.cat([vectors, bias[:, None]], dim=1).numpy()
         return result
@@ -282,7 +282,7 @@ def to_weights(
         item_id=array["item_id"],
         item_bias=array["item_bias"],
         cold_bias=array["item_bias"].dtype.type(cold_bias).reshape(()),
-        text_bias=network.text_bias.numpy().copy(),
+        foreseen=network.foreseen.numpy().copy(),
         projection=array["projection.weight"].T.copy(),
         kind=array["kind"],
         value=array["value"],
