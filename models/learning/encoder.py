@@ -98,7 +98,7 @@ class EncoderNetwork(nn.Module):
         """Of an item without events; chosen after training, so no parameter."""
         self.item_id = nn.Parameter(torch.zeros(items, width))
         self.item_bias = nn.Parameter(torch.zeros(items))
-        self.register_buffer("foreseen", torch.zeros(text_dimension, width + 1))
+        self.register_buffer("text_bias", torch.zeros(text_dimension))
         self.projection = nn.Linear(text_dimension, width, bias=False)
         self.kind = nn.Parameter(torch.randn(kinds, width) * INPUT_SCALE)
         self.value = nn.Parameter(torch.randn(VALUE_BUCKETS, width) * INPUT_SCALE)
@@ -127,12 +127,11 @@ class EncoderNetwork(nn.Module):
         own = self.item_id if rows is None else self.item_id[rows]  # [n, W]
         if id_kept is not None:
             own = own * id_kept
-        told = self.projection.weight + self.foreseen[:, :-1].T  # [W, E]
-        return own + functional.linear(item_text, told)
+        return own + self.projection(item_text)
 
     def text_biases(self, item_text: Tensor) -> Tensor:
         """float32[n], what the texts (float32[n, E]) say of the biases; the same throughout a fit."""
-        return item_text @ self.foreseen[:, -1]
+        return item_text @ self.text_bias
 
     def states(self, vectors: Tensor, events: EventBatch, start: Tensor | None = None) -> Tensor:
         """
@@ -191,7 +190,7 @@ class EncoderNetwork(nn.Module):
         values = {
             "item_id": weights.item_id,
             "item_bias": weights.item_bias,
-            "foreseen": weights.foreseen,
+            "text_bias": weights.text_bias,
             "projection.weight": weights.projection.T,
             "kind": weights.kind,
             "value": weights.value,
@@ -219,9 +218,10 @@ class EncoderNetwork(nn.Module):
         """`EncoderWeights.item_vectors` by the network. Returns: float32[n, D]."""
         known = torch.as_tensor(ids >= 0)
         safe = torch.as_tensor(np.maximum(ids, 0))
-        text = torch.as_tensor(item_text)
-        vectors = self.item_vectors(text, known[:, None].float(), safe)
+        own = self.item_id[safe] * known[:, None]
         bias = torch.where(known, self.item_bias[safe], torch.tensor(self.cold_bias))
+        text = torch.as_tensor(item_text)
+        vectors = own + self.projection(text)
         bias = bias + self.text_biases(text)
         result: npt.NDArray[np.float32] = torch.cat([vectors, bias[:, None]], dim=1).numpy()
         return result
@@ -282,7 +282,7 @@ def to_weights(
         item_id=array["item_id"],
         item_bias=array["item_bias"],
         cold_bias=array["item_bias"].dtype.type(cold_bias).reshape(()),
-        foreseen=network.foreseen.numpy().copy(),
+        text_bias=network.text_bias.numpy().copy(),
         projection=array["projection.weight"].T.copy(),
         kind=array["kind"],
         value=array["value"],

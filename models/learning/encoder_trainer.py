@@ -120,8 +120,8 @@ class EncoderTrainer:
                 last = epoch + 1 == epochs
                 if looks and (last or epoch + 1 in LOOKS):
                     self._looks[epoch + 1] = {name: tensor.clone() for name, tensor in average.tensors.items()}
-                    # As a whole: after the fit the part that is foreseen from the texts is another one.
-                    self._add_foreseen(self._looks[epoch + 1], log, 1.0)
+                    # Biases as a whole: after the fit their part that comes from the texts is another one.
+                    self._looks[epoch + 1]["item_bias"] += torch.as_tensor(self._text_biases(log))
                 if validation is not None and (last or (epoch + 1) % config.check_every == 0):
                     found = self.ndcg(log, *validation)
                     if not found <= report.validation:
@@ -130,8 +130,8 @@ class EncoderTrainer:
                     elif epoch + 1 - report.best_epoch >= config.patience * config.check_every:
                         break
         if looks and self.passes is not None:
-            best = {name: tensor.clone() for name, tensor in self._looks[min(self.passes, epochs)].items()}
-            self._add_foreseen(best, log, -1.0)
+            best = dict(self._looks[min(self.passes, epochs)])
+            best["item_bias"] = best["item_bias"] - torch.as_tensor(self._text_biases(log))
         self._load(best or average.tensors)
         self._settle_cold(log, end)
         self._average = WeightAverage(self.network, config.online_average, early=False)
@@ -198,10 +198,11 @@ class EncoderTrainer:
         if not had.any() or not self._looks:
             self.passes = None
             return
+        by_text = torch.as_tensor(self._text_biases(log))
         try:
             for passes, tensors in self._looks.items():
                 self._average.tensors = {name: with_rows(each, len(served[name])) for name, each in tensors.items()}
-                self._add_foreseen(self._average.tensors, log, -1.0)
+                self._average.tensors["item_bias"] -= by_text
                 users, vectors = self.users_before(log, start, end), self.served().item_vectors(log.item_text)
                 found[passes] = float(np.log2(places(users, vectors, log, start, end)[had]).mean())
         finally:
@@ -249,35 +250,24 @@ class EncoderTrainer:
         found: npt.NDArray[np.float32] = self.network.text_biases(torch.as_tensor(log.item_text)).numpy()
         return found
 
-    def _add_foreseen(self, tensors: dict[str, Tensor], log: TrainingLog, sign: float) -> None:
-        """Add what the texts tell, times `sign`, to the items' own part among these tensors, in place."""
-        told = sign * (torch.as_tensor(log.item_text) @ self.network.foreseen)  # [N, D]
-        tensors["item_id"] += told[:, :-1]
-        tensors["item_bias"] += told[:, -1]
-
     def _settle_cold(self, log: TrainingLog, end: int) -> None:
-        """What an item without events starts from: the vector and bias that its text lets expect.
+        """What an item without events starts from: its text says which bias to expect, at the level of rare items.
 
-        Ridge regressions of the items' vectors and biases on the texts, the bias at the level of rare items. Trained
-        items keep what they have: what the text says of them is taken out of their own part.
+        A ridge regression of the biases on the texts. Trained items keep the biases they have: what the text says of
+        them is taken out of their own part.
         """
         touches = np.bincount(log.item[:end][log.item[:end] >= 0], minlength=log.items)
         known = np.flatnonzero(touches > 0)
         if not len(known):
             return
-        network, trained = self.network, torch.as_tensor(self.trained)
+        bias = self.network.item_bias.detach().numpy() + self._text_biases(log)
+        text = log.item_text[known].astype(np.float64)
+        wanted = bias[known] - bias[known].mean()
+        square = text.T @ text + TEXT_BIAS_RIDGE * np.eye(text.shape[1])
+        self.network.text_bias.copy_(torch.as_tensor(np.linalg.solve(square, text.T @ wanted), dtype=torch.float32))
+        own = bias - self._text_biases(log)
         with torch.no_grad():
-            vectors = network.item_vectors(torch.as_tensor(log.item_text))  # [N, W]
-            bias = network.item_bias.numpy() + self._text_biases(log)
-            text = log.item_text[known].astype(np.float64)
-            square, one = text.T @ text, np.eye(text.shape[1])
-            told = np.linalg.solve(square + VECTOR_RIDGE * one, text.T @ vectors.numpy()[known])  # [E, W]
-            favour = np.linalg.solve(square + BIAS_RIDGE * one, text.T @ (bias[known] - bias[known].mean()))  # [E]
-            network.foreseen.copy_(torch.as_tensor(np.column_stack([told, favour])))
-            network.foreseen[:, :-1] -= network.projection.weight.T
-            own = bias - self._text_biases(log)
-            network.item_bias.copy_(torch.as_tensor(own))
-            network.item_id[trained] += (vectors - network.item_vectors(torch.as_tensor(log.item_text)))[trained]
+            self.network.item_bias.copy_(torch.as_tensor(own))
         rare = known[touches[known] < COLD_TOUCHES]
         self.cold_bias = float(own[rare if len(rare) else known].mean()) + self.cold_offset
 
@@ -347,7 +337,7 @@ class EncoderTrainer:
         tensors = {f"raw.{name}": parameter.detach() for name, parameter in self.network.named_parameters()}
         tensors |= {f"average.{name}": tensor for name, tensor in self._average.tensors.items()}
         tensors["trained"] = torch.as_tensor(self.trained)
-        tensors["foreseen"] = self.network.foreseen
+        tensors["text_bias"] = self.network.text_bias
         if self._online is not None:
             for name, parameter in self.network.named_parameters():
                 moments = self._online.state.get(parameter, {})
@@ -395,7 +385,7 @@ class EncoderTrainer:
             seed=seed,
         )
         trainer._load({name: parameter.detach() for name, parameter in network.named_parameters()})
-        trainer.network.foreseen.copy_(network.foreseen)
+        trainer.network.text_bias.copy_(network.text_bias)
         trainer.network.eval()
         trainer.trained = trained.copy()
         trainer.cold_bias, trainer.cold_offset, trainer.passes = float(weights.cold_bias), cold_offset, passes
@@ -418,7 +408,7 @@ class EncoderTrainer:
         trainer = cls(config, items=items, kinds=kinds, text_dimension=text_dimension, seed=state["seed"])
         trainer._load({name.removeprefix("raw."): each for name, each in tensors.items() if name.startswith("raw.")})
         trainer.trained = tensors["trained"].numpy()
-        trainer.network.foreseen.copy_(tensors["foreseen"])
+        trainer.network.text_bias.copy_(tensors["text_bias"])
         trainer.cold_bias, trainer.cold_offset = state["cold_bias"], state["cold_offset"]
         trainer.passes = state["passes"]
         trainer._average = WeightAverage(trainer.network, config.online_average, early=False)
@@ -495,9 +485,8 @@ WARM_UP_STEPS = 50
 # Passes after which weights are remembered where it is asked how many paid off; the last one beside them.
 LOOKS = (2, 3, 4, 6)
 # Added to the square of the texts, which have length 1. What new items' biases are foreseen with least error would ask
-# for 2; new films are ranked best among each other at .1 to 1, with vectors at 2 (models/README.md).
-BIAS_RIDGE = 0.5
-VECTOR_RIDGE = 2.0
+# for 2; new films are ranked best among each other at .1 to .5 (models/README.md).
+TEXT_BIAS_RIDGE = 0.2
 # Items with fewer events than this stand for those that have none.
 COLD_TOUCHES = 5
 # Offsets tried for the bias of items without events, in logits: biases of a popular and a rare item are six apart.

@@ -47,9 +47,8 @@ class EncoderWeights:
     """float32[N], beyond what the text says."""
     cold_bias: F32
     """float32[], of an item that is not among the N."""
-    foreseen: F32
-    """float32[E, D], text embedding to what it says of an item beyond the projection, and last to the bias: which items
-    find favour, as far as their text tells."""
+    text_bias: F32
+    """float32[E], text embedding to bias: which items find favour, as far as their text tells."""
     projection: F32
     """float32[E, W], text embedding to item space; of items and of event texts."""
     kind: F32
@@ -107,18 +106,14 @@ class EncoderWeights:
         rows = np.arange(len(self.item_id)) if ids is None else ids
         known = (rows >= 0) & (rows < len(self.item_id))
         safe = np.where(known, rows, 0)
-        vectors = item_text @ self.of_text()
+        vectors = np.empty((len(rows), self.dimension), np.float32)
+        vectors[:, :-1] = item_text @ self.projection
         vectors[:, :-1] += np.where(known[:, None], self.item_id[safe], 0) if len(self.item_id) else 0
-        vectors[:, -1] += (
+        vectors[:, -1] = (
             np.where(known, self.item_bias[safe], self.cold_bias) if len(self.item_bias) else self.cold_bias
         )
+        vectors[:, -1] += item_text @ self.text_bias
         return vectors
-
-    def of_text(self) -> F32:
-        """float32[E, D], text embedding to item vector, the bias last."""
-        told = self.foreseen.copy()
-        told[:, :-1] += self.projection
-        return told
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """By field name, for a safetensors file or a checksum."""

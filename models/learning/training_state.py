@@ -26,9 +26,7 @@ from models.learning.encoder_weights import EncoderWeights
 from models.learning.ranker_trainer import RankerConfig, RankerTrainer
 from models.learning.ranker_weights import RankerWeights
 
-SCHEMA = 4
-# Of a release that foresaw biases from texts and not vectors.
-_BIASES_ALONE = 3
+SCHEMA = 3
 # A source that never reached what was chosen keeps this worth, so that it is still heard and can prove itself.
 LEAST_WORTH = 0.05
 _META = "state"
@@ -158,10 +156,7 @@ class TrainingState:
         try:
             arrays = load(data)
             meta = json.loads(arrays.pop(_META).tobytes())
-            if meta["schema"] == _BIASES_ALONE:
-                bias, projection = arrays.pop("encoder.text_bias"), arrays["encoder.projection"]
-                arrays["encoder.foreseen"] = np.column_stack([np.zeros_like(projection), bias])
-            elif meta["schema"] != SCHEMA:
+            if meta["schema"] != SCHEMA:
                 raise TrainingStateError(f"training file of schema {meta['schema']}, this release reads {SCHEMA}")
             encoder = EncoderWeights(**{each.name: arrays[f"encoder.{each.name}"] for each in fields(EncoderWeights)})
             ranker = {name.removeprefix("ranker."): each for name, each in arrays.items() if name.startswith("ranker.")}

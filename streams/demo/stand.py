@@ -29,7 +29,7 @@ from streams.topics import TopicNames, topic_specs
 
 ROOT = Path(__file__).resolve().parents[2]
 # Compiling the pipeline and loading the encoders takes 10-20 s the first time on two cores.
-READY_DEADLINE_SECONDS = 120.0
+READY_DEADLINE_SECONDS = 300.0
 # 1,682 titles are encoded in 10 s on two cores.
 CATALOGUE_DEADLINE_SECONDS = 180.0
 # A worker ends within 5 s of SIGTERM.

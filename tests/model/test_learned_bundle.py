@@ -47,7 +47,7 @@ def made_weights(seed: int = 0, items: int = 30, width: int = 64) -> EncoderWeig
         item_id=normal(0.5, items, width),
         item_bias=normal(1.0, items),
         cold_bias=np.array(-1.5, np.float32),
-        foreseen=normal(0.2, TEXT, width + 1),
+        text_bias=normal(0.5, TEXT),
         projection=normal(0.2, TEXT, width),
         kind=normal(0.3, kinds, width),
         value=normal(0.3, VALUE_BUCKETS, width),
@@ -232,7 +232,7 @@ def test_a_known_item_has_its_own_part_and_a_new_one_what_its_text_says(
     text = event_inputs(np.random.default_rng(6), 4).text
     found = learned.item_encoder.encode_many(["item 3", "never seen", "item 29", "item 0"], text)
     np.testing.assert_allclose(found, weights.item_vectors(text, np.array([3, -1, 29, 0])), atol=1e-5)
-    np.testing.assert_allclose(found[1:3, 64], weights.cold_bias + text[1:3] @ weights.foreseen[:, 64], atol=1e-5)
+    np.testing.assert_allclose(found[1:3, 64], weights.cold_bias + text[1:3] @ weights.text_bias, atol=1e-5)
 
 
 def test_values_and_gaps_count_and_strength_has_only_a_sign(learned: Bundle) -> None:
@@ -300,7 +300,7 @@ def test_an_export_that_differs_from_torch_fails(weights: EncoderWeights) -> Non
     from export.parity import check_parity
 
     user, items = open_towers(weights, ITEM_IDS, LEARNED_KINDS)
-    for name in ("gap", "text_scale", "out_bias", "item_bias", "foreseen", "recurrent_weight", "recurrent_bias"):
+    for name in ("gap", "text_scale", "out_bias", "item_bias", "text_bias", "recurrent_weight", "recurrent_bias"):
         wrong = replace(weights, **{name: getattr(weights, name) * np.float32(0.999)})
         with pytest.raises(ParityError):
             check_parity(wrong, user, items, ITEM_IDS)

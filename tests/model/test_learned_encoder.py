@@ -19,7 +19,7 @@ pytestmark = pytest.mark.train
 from models.learning.batches import batch_of, cut, cut_recent, histories  # noqa: E402
 from models.learning.checkpoint import CheckpointError  # noqa: E402
 from models.learning.encoder import EncoderNetwork, NetworkConfig  # noqa: E402
-from models.learning.encoder_trainer import COLD_OFFSETS, LOOKS, VECTOR_RIDGE, EncoderConfig, EncoderTrainer  # noqa: E402
+from models.learning.encoder_trainer import COLD_OFFSETS, LOOKS, EncoderConfig, EncoderTrainer  # noqa: E402
 from models.learning.first_vectors import NEAR, SHRINK, first_vectors  # noqa: E402
 from models.learning.gated_recurrence import GatedRecurrence  # noqa: E402
 from models.learning.losses import BLOCK, SoftmaxLoss, sampled_softmax_loss  # noqa: E402
@@ -404,22 +404,6 @@ def test_an_item_that_a_filled_in_history_names_can_be_told_from_others(made: Tr
     assert not one.trained[named]
     one.update(log, 200, 300)
     assert one.trained[named]
-
-
-def test_what_texts_lead_to_is_foreseen_of_new_items_and_changes_no_other(made: TrainingLog) -> None:
-    """Vectors of items that events named are the same whatever their texts foresee."""
-    one = trainer(made)
-    one.fit(made, 200, epochs=3)
-    weights, known = one.served(), one.trained
-    own = weights.item_vectors(made.item_text)
-    text = made.item_text.astype(np.float64)
-    of_known = text[known]
-    told = np.linalg.solve(of_known.T @ of_known + VECTOR_RIDGE * np.eye(TEXT), of_known.T @ own[known, :-1])
-    np.testing.assert_allclose(own[~known, :-1], text[~known] @ told, atol=1e-5)
-    assert np.abs(weights.foreseen[:, :-1]).max() > 0.01
-    before = own[known].copy()
-    one._settle_cold(made, 100)
-    np.testing.assert_allclose(one.served().item_vectors(made.item_text)[known], before, atol=1e-5)
 
 
 def test_texts_tell_which_new_items_find_favour() -> None:
