@@ -148,14 +148,15 @@ class EncoderTrainer:
         config = self.config
         # A log that is known by heart after few passes bears little of what is one more.
         replay = config.online_replay * min(1.0, (self.passes or config.passes) / config.passes)
+        since = max(0, end - config.replay_events)
         self.grow(log)
-        # All that it may look back on: what a history told of was filled in before `start` (`FeedbackLog`).
-        self._meet(log, max(0, end - config.replay_events), end)
+        # All that is looked back on: what a history told of was filled in before `start` (`FeedbackLog`).
+        self._meet(log, since, end)
         if self._online is None:
             self._online = self._optimiser(config.online_learning_rate)
         with self._seeded():
             for _ in range(config.online_passes):
-                past = histories(log, max(0, end - config.replay_events), end, self._rng)
+                past = histories(log, since, end, self._rng)
                 new = cut_recent(past, start, config.online_context, config.online_chunk)
                 old = cut(past, config.online_chunk, self._rng)
                 drawn = self._rng.permutation(len(old))[: int(replay * len(new))]

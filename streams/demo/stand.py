@@ -28,7 +28,8 @@ from streams.settings import ENV_PREFIX
 from streams.topics import TopicNames, topic_specs
 
 ROOT = Path(__file__).resolve().parents[2]
-# Compiling the pipeline and loading the encoders takes 10-20 s the first time on two cores.
+# Compiling the pipeline and loading the encoders takes 10-20 s the first time on two cores, and took more than 120 s
+# beside two other jobs; a worker that ends is noticed at once.
 READY_DEADLINE_SECONDS = 300.0
 # 1,682 titles are encoded in 10 s on two cores.
 CATALOGUE_DEADLINE_SECONDS = 180.0
