@@ -126,13 +126,11 @@ def build_learned(
 
 
 def item_table(weights: EncoderWeights, item_ids: Sequence[str]) -> tuple[list[str], F32]:
-    """The items that training knows, and what it learned of each beyond text and cold bias.
+    """The items that training knows, and what it learned of each beyond what a new item is.
 
     Returns: M ids and float32[M, D], to be added to the item graph's output.
     """
-    learned = np.empty((len(weights.item_id), weights.dimension), np.float32)
-    learned[:, :-1] = weights.item_id
-    learned[:, -1] = weights.item_bias - weights.cold_bias
+    learned = np.column_stack([weights.item_id, weights.item_bias]) - weights.cold
     known = np.any(learned != 0, axis=1)
     return [item_id for item_id, has in zip(item_ids, known.tolist(), strict=True) if has], learned[known]
 

@@ -153,11 +153,10 @@ def sequence_graph(weights: EncoderWeights) -> bytes:
 
 
 def item_graph(weights: EncoderWeights) -> bytes:
-    """`text` [N, E] to `item` [N, D], as of an item without events: projected text, cold bias and the text's own."""
+    """`text` [N, E] to `item` [N, D], as of an item without events."""
     g = _Graph()
-    told = g.constant(np.column_stack([weights.projection, weights.text_bias]))  # [E, D]
-    level = g.constant(np.append(np.zeros(weights.width, np.float32), weights.cold_bias))  # [D]
-    g.op("Add", g.op("MatMul", "text", told), level, out="item")  # [N, D]
+    told = g.constant(weights.of_text())  # [E, D]
+    g.op("Add", g.op("MatMul", "text", told), g.constant(weights.cold), out="item")  # [N, D]
     return g.model("item", {"text": ("N", len(weights.projection))}, {"item": ("N", weights.dimension)})
 
 

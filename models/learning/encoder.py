@@ -94,11 +94,11 @@ class EncoderNetwork(nn.Module):
         super().__init__()
         width, state = config.width, config.state
         self.config = config
-        self.cold_bias = 0.0
-        """Of an item without events; chosen after training, so no parameter."""
         self.item_id = nn.Parameter(torch.zeros(items, width))
         self.item_bias = nn.Parameter(torch.zeros(items))
-        self.register_buffer("text_bias", torch.zeros(text_dimension))
+        # Chosen after a fit, so no parameters.
+        self.register_buffer("foreseen", torch.zeros(text_dimension, width + 1))
+        self.register_buffer("cold", torch.zeros(width + 1))
         self.projection = nn.Linear(text_dimension, width, bias=False)
         self.kind = nn.Parameter(torch.randn(kinds, width) * INPUT_SCALE)
         self.value = nn.Parameter(torch.randn(VALUE_BUCKETS, width) * INPUT_SCALE)
@@ -127,11 +127,12 @@ class EncoderNetwork(nn.Module):
         own = self.item_id if rows is None else self.item_id[rows]  # [n, W]
         if id_kept is not None:
             own = own * id_kept
-        return own + self.projection(item_text)
+        told = self.projection.weight + self.foreseen[:, :-1].T  # [W, E]
+        return own + functional.linear(item_text, told)
 
     def text_biases(self, item_text: Tensor) -> Tensor:
         """float32[n], what the texts (float32[n, E]) say of the biases; the same throughout a fit."""
-        return item_text @ self.text_bias
+        return item_text @ self.foreseen[:, -1]
 
     def states(self, vectors: Tensor, events: EventBatch, start: Tensor | None = None) -> Tensor:
         """
@@ -190,7 +191,8 @@ class EncoderNetwork(nn.Module):
         values = {
             "item_id": weights.item_id,
             "item_bias": weights.item_bias,
-            "text_bias": weights.text_bias,
+            "foreseen": weights.foreseen,
+            "cold": weights.cold,
             "projection.weight": weights.projection.T,
             "kind": weights.kind,
             "value": weights.value,
@@ -210,20 +212,15 @@ class EncoderNetwork(nn.Module):
             "out.bias": weights.out_bias,
         }
         network.load_state_dict({name: torch.as_tensor(value) for name, value in values.items()})
-        network.cold_bias = float(weights.cold_bias)
         return network.eval()
 
     @torch.no_grad()
     def vectors_of(self, item_text: npt.NDArray[np.float32], ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """`EncoderWeights.item_vectors` by the network. Returns: float32[n, D]."""
-        known = torch.as_tensor(ids >= 0)
-        safe = torch.as_tensor(np.maximum(ids, 0))
-        own = self.item_id[safe] * known[:, None]
-        bias = torch.where(known, self.item_bias[safe], torch.tensor(self.cold_bias))
-        text = torch.as_tensor(item_text)
-        vectors = own + self.projection(text)
-        bias = bias + self.text_biases(text)
-        result: npt.NDArray[np.float32] = torch.cat([vectors, bias[:, None]], dim=1).numpy()
+        known, text = torch.as_tensor(ids >= 0)[:, None], torch.as_tensor(item_text)
+        own = torch.cat([self.item_id, self.item_bias[:, None]], dim=1)[np.maximum(ids, 0)]  # [n, D]
+        told = torch.cat([self.projection(text), torch.zeros(len(text), 1)], dim=1) + text @ self.foreseen  # [n, D]
+        result: npt.NDArray[np.float32] = (torch.where(known, own, self.cold) + told).numpy()
         return result
 
     @torch.no_grad()
@@ -266,23 +263,21 @@ class EncoderNetwork(nn.Module):
             self.item_bias = nn.Parameter(functional.pad(self.item_bias.detach(), (0, more)))
 
 
-def to_weights(
-    network: EncoderNetwork, tensors: dict[str, Tensor], trained: npt.NDArray[np.bool_], cold_bias: float
-) -> EncoderWeights:
+def to_weights(network: EncoderNetwork, tensors: dict[str, Tensor], trained: npt.NDArray[np.bool_]) -> EncoderWeights:
     """numpy arrays of the network's parameters, or of their averages.
 
     Args:
         tensors: by parameter name.
-        trained: bool[N]; the others have no id part, and the bias of a cold item.
+        trained: bool[N]; the others have the own part of a cold item.
     """
     array = {name: tensor.detach().numpy().astype("float32", copy=True) for name, tensor in tensors.items()}
-    array["item_id"][~trained] = 0
-    array["item_bias"][~trained] = cold_bias
+    cold = network.cold.numpy().copy()
+    array["item_id"][~trained], array["item_bias"][~trained] = cold[:-1], cold[-1]
     return EncoderWeights(
         item_id=array["item_id"],
         item_bias=array["item_bias"],
-        cold_bias=array["item_bias"].dtype.type(cold_bias).reshape(()),
-        text_bias=network.text_bias.numpy().copy(),
+        cold=cold,
+        foreseen=network.foreseen.numpy().copy(),
         projection=array["projection.weight"].T.copy(),
         kind=array["kind"],
         value=array["value"],

@@ -27,6 +27,7 @@ from models.learning.first_vectors import first_vectors
 from models.learning.log import TrainingLog
 from models.learning.objective import Objective, events_of, points
 from models.learning.optimiser import moved
+from models.learning.passes import LOOKS, PassEvidence
 from models.learning.places import mean_ndcg, places
 
 __all__ = ["EncoderConfig", "EncoderTrainer", "FitReport", "NetworkConfig", "Progress"]
@@ -54,11 +55,11 @@ class EncoderTrainer:
             )
         self.trained: npt.NDArray[np.bool_] = np.zeros(items, np.bool_)
         """bool[N], items that a training event named."""
-        self.cold_bias = 0.0
         self.cold_offset = 0.0
-        """Added to the bias of an item without events; see `choose_cold_offset`."""
+        """Part of the bias of an item without events; see `choose_cold_offset`."""
         self.passes: int | None = None
         """Passes over a log from nothing after which more do not pay off, see `choose_passes`; None: all do."""
+        self.evidence = PassEvidence()
         self._average = WeightAverage(self.network, config.online_average, early=False)
         self._online: torch.optim.Optimizer | None = None
         self._looks: dict[int, dict[str, Tensor]] = {}
@@ -120,8 +121,8 @@ class EncoderTrainer:
                 last = epoch + 1 == epochs
                 if looks and (last or epoch + 1 in LOOKS):
                     self._looks[epoch + 1] = {name: tensor.clone() for name, tensor in average.tensors.items()}
-                    # Biases as a whole: after the fit their part that comes from the texts is another one.
-                    self._looks[epoch + 1]["item_bias"] += torch.as_tensor(self._text_biases(log))
+                    # As a whole: after the fit the part that is foreseen from the texts is another one.
+                    self._add_foreseen(self._looks[epoch + 1], log, 1.0)
                 if validation is not None and (last or (epoch + 1) % config.check_every == 0):
                     found = self.ndcg(log, *validation)
                     if not found <= report.validation:
@@ -130,8 +131,8 @@ class EncoderTrainer:
                     elif epoch + 1 - report.best_epoch >= config.patience * config.check_every:
                         break
         if looks and self.passes is not None:
-            best = dict(self._looks[min(self.passes, epochs)])
-            best["item_bias"] = best["item_bias"] - torch.as_tensor(self._text_biases(log))
+            best = {name: tensor.clone() for name, tensor in self._looks[min(self.passes, epochs)].items()}
+            self._add_foreseen(best, log, -1.0)
         self._load(best or average.tensors)
         self._settle_cold(log, end)
         self._average = WeightAverage(self.network, config.online_average, early=False)
@@ -182,15 +183,15 @@ class EncoderTrainer:
             found.append(mean_ndcg(places(users, vectors, log, start, end)))
         least = (1 - allowed_loss) * max(found)
         chosen = max(offset for offset, ndcg in zip(COLD_OFFSETS, found, strict=True) if ndcg >= least)
-        self.cold_bias += chosen - self.cold_offset
+        self.network.cold[-1] += chosen - self.cold_offset
         self.cold_offset = chosen
         return chosen
 
     def choose_passes(self, log: TrainingLog, start: int, end: int) -> None:
-        """Take as many passes as those after which the latest fit with looks foresaw events [start, end) best.
+        """Take as many passes as pay off, by how the latest fit with looks foresaw events [start, end) after each look.
 
         By octaves, how often the place of what was chosen was halved: nDCG@10 is blind to nine choices in ten. Events
-        [0, start) were trained on and [start, end) were not.
+        [0, start) were trained on and [start, end) were not. What was found before counts as well (`PassEvidence`).
         """
         self.grow(log)
         served, found = self._average.tensors, {}
@@ -199,17 +200,16 @@ class EncoderTrainer:
         if not had.any() or not self._looks:
             self.passes = None
             return
-        by_text = torch.as_tensor(self._text_biases(log))
         try:
             for passes, tensors in self._looks.items():
                 self._average.tensors = {name: with_rows(each, len(served[name])) for name, each in tensors.items()}
-                self._average.tensors["item_bias"] -= by_text
+                self._add_foreseen(self._average.tensors, log, -1.0)
                 users, vectors = self.users_before(log, start, end), self.served().item_vectors(log.item_text)
-                found[passes] = float(np.log2(places(users, vectors, log, start, end)[had]).mean())
+                found[passes] = np.log2(places(users, vectors, log, start, end)[had])
         finally:
             self._average.tensors, self._looks = served, {}
-        best = min(found, key=found.__getitem__)
-        self.passes = None if best == max(found) else best
+        self.evidence.add(found)
+        self.passes = self.evidence.enough()
 
     def grow(self, log: TrainingLog) -> None:
         """Rows for items that joined the catalogue; they are their text alone until an event names them."""
@@ -234,7 +234,8 @@ class EncoderTrainer:
         new = np.flatnonzero((touches > 0) & ~self.trained)
         if not len(new):
             return
-        bias = np.full(len(new), self.cold_bias)
+        cold = self.network.cold
+        bias = np.full(len(new), float(cold[-1]))
         if popular:
             level, known = np.log1p(touches), self.trained & (touches > 0)
             by_text = self._text_biases(log)
@@ -244,33 +245,43 @@ class EncoderTrainer:
         with torch.no_grad():
             for tensors in (dict(self.network.named_parameters()), self._average.tensors):
                 tensors["item_bias"][new] = torch.as_tensor(bias, dtype=torch.float32)
-                tensors["item_id"][new] = 0
+                tensors["item_id"][new] = cold[:-1]
 
     def _text_biases(self, log: TrainingLog) -> npt.NDArray[np.float32]:
         """float32[N], the part of the biases that comes from the items' texts."""
         found: npt.NDArray[np.float32] = self.network.text_biases(torch.as_tensor(log.item_text)).numpy()
         return found
 
-    def _settle_cold(self, log: TrainingLog, end: int) -> None:
-        """What an item without events starts from: its text says which bias to expect, at the level of rare items.
+    def _add_foreseen(self, tensors: dict[str, Tensor], log: TrainingLog, sign: float) -> None:
+        """Add what the texts tell, times `sign`, to the items' own part among these tensors, in place."""
+        told = sign * (torch.as_tensor(log.item_text) @ self.network.foreseen)  # [N, D]
+        tensors["item_id"] += told[:, :-1]
+        tensors["item_bias"] += told[:, -1]
 
-        A ridge regression of the biases on the texts. Trained items keep the biases they have: what the text says of
-        them is taken out of their own part.
+    def _settle_cold(self, log: TrainingLog, end: int) -> None:
+        """What an item without events starts from: the vector and bias that its text lets expect.
+
+        Ridge regressions of the items' vectors and biases on the texts, from the mean of rare items on. Trained items
+        keep what they have: what the text says of them is taken out of their own part.
         """
         touches = np.bincount(log.item[:end][log.item[:end] >= 0], minlength=log.items)
         known = np.flatnonzero(touches > 0)
         if not len(known):
             return
-        bias = self.network.item_bias.detach().numpy() + self._text_biases(log)
-        text = log.item_text[known].astype(np.float64)
-        wanted = bias[known] - bias[known].mean()
-        square = text.T @ text + TEXT_BIAS_RIDGE * np.eye(text.shape[1])
-        self.network.text_bias.copy_(torch.as_tensor(np.linalg.solve(square, text.T @ wanted), dtype=torch.float32))
-        own = bias - self._text_biases(log)
-        with torch.no_grad():
-            self.network.item_bias.copy_(torch.as_tensor(own))
+        network, parameters = self.network, dict(self.network.named_parameters())
+        vectors = network.vectors_of(log.item_text, np.arange(log.items))[known]  # [n, D]
+        text = log.item_text[known] - log.item_text[known].mean(0, dtype=np.float64)
+        square, right = text.T @ text, text.T @ (vectors - vectors.mean(0))
+        of_vector, of_bias = (np.linalg.solve(square + ridge * np.eye(len(square)), right) for ridge in RIDGES)
         rare = known[touches[known] < COLD_TOUCHES]
-        self.cold_bias = float(own[rare if len(rare) else known].mean()) + self.cold_offset
+        with torch.no_grad():
+            self._add_foreseen(parameters, log, 1.0)
+            network.foreseen.copy_(torch.as_tensor(np.column_stack([of_vector[:, :-1], of_bias[:, -1]])))
+            network.foreseen[:, :-1] -= network.projection.weight.T
+            self._add_foreseen(parameters, log, -1.0)
+            own = torch.cat([network.item_id, network.item_bias[:, None]], dim=1)
+            network.cold.copy_(own[rare if len(rare) else known].mean(0))
+            network.cold[-1] += self.cold_offset
 
     def _pass(
         self,
@@ -338,14 +349,14 @@ class EncoderTrainer:
         tensors = {f"raw.{name}": parameter.detach() for name, parameter in self.network.named_parameters()}
         tensors |= {f"average.{name}": tensor for name, tensor in self._average.tensors.items()}
         tensors["trained"] = torch.as_tensor(self.trained)
-        tensors["text_bias"] = self.network.text_bias
+        tensors["evidence"] = torch.as_tensor(self.evidence.sums)
+        tensors |= {"foreseen": self.network.foreseen, "cold": self.network.cold}
         if self._online is not None:
             for name, parameter in self.network.named_parameters():
                 moments = self._online.state.get(parameter, {})
                 tensors |= {f"online.{key}.{name}": moment for key, moment in moments.items()}
         state = {
             "seed": self.seed,
-            "cold_bias": self.cold_bias,
             "cold_offset": self.cold_offset,
             "passes": self.passes,
             "online": self._online is not None,
@@ -359,6 +370,7 @@ class EncoderTrainer:
         items, dimension = len(self.trained), network.projection.weight.shape[1]
         fresh = EncoderTrainer(self.config, items=items, kinds=len(network.kind), text_dimension=dimension, seed=seed)
         fresh.cold_offset, fresh.passes = self.cold_offset, self.passes
+        fresh.evidence = PassEvidence(self.evidence.sums)
         return fresh
 
     @classmethod
@@ -367,8 +379,6 @@ class EncoderTrainer:
         config: EncoderConfig,
         weights: EncoderWeights,
         trained: npt.NDArray[np.bool_],
-        cold_offset: float,
-        passes: int | None,
         *,
         seed: int,
     ) -> EncoderTrainer:
@@ -386,10 +396,10 @@ class EncoderTrainer:
             seed=seed,
         )
         trainer._load({name: parameter.detach() for name, parameter in network.named_parameters()})
-        trainer.network.text_bias.copy_(network.text_bias)
+        trainer.network.foreseen.copy_(network.foreseen)
+        trainer.network.cold.copy_(network.cold)
         trainer.network.eval()
         trainer.trained = trained.copy()
-        trainer.cold_bias, trainer.cold_offset, trainer.passes = float(weights.cold_bias), cold_offset, passes
         trainer._average = WeightAverage(trainer.network, config.online_average, early=False)
         return trainer
 
@@ -409,9 +419,10 @@ class EncoderTrainer:
         trainer = cls(config, items=items, kinds=kinds, text_dimension=text_dimension, seed=state["seed"])
         trainer._load({name.removeprefix("raw."): each for name, each in tensors.items() if name.startswith("raw.")})
         trainer.trained = tensors["trained"].numpy()
-        trainer.network.text_bias.copy_(tensors["text_bias"])
-        trainer.cold_bias, trainer.cold_offset = state["cold_bias"], state["cold_offset"]
-        trainer.passes = state["passes"]
+        trainer.network.foreseen.copy_(tensors["foreseen"])
+        trainer.network.cold.copy_(tensors["cold"])
+        trainer.cold_offset, trainer.passes = state["cold_offset"], state["passes"]
+        trainer.evidence = PassEvidence(tensors["evidence"].numpy())
         trainer._average = WeightAverage(trainer.network, config.online_average, early=False)
         for name in trainer._average.tensors:
             trainer._average.tensors[name] = tensors[f"average.{name}"]
@@ -428,7 +439,7 @@ class EncoderTrainer:
 
     def served(self) -> EncoderWeights:
         """The averaged weights."""
-        return to_weights(self.network, self._average.tensors, self.trained, self.cold_bias)
+        return to_weights(self.network, self._average.tensors, self.trained)
 
     @torch.no_grad()
     def users_before(self, log: TrainingLog, start: int, end: int) -> npt.NDArray[np.float32]:
@@ -442,8 +453,7 @@ class EncoderTrainer:
         self.network.eval()
         try:
             past = histories(log, 0, end, None)
-            vectors = self.network.item_vectors(torch.as_tensor(log.item_text))
-            vectors = vectors * torch.as_tensor(self.trained | (log.item_text != 0).any(1))[:, None]
+            vectors = torch.as_tensor(self.served().item_vectors(log.item_text)[:, :-1])
             chunks = cut_recent(past, start, 0, 4 * self.config.history)
             width = self.config.network.width
             users = np.ones((end - start, width + 1), np.float32)
@@ -483,11 +493,9 @@ class EncoderTrainer:
 
 # An optimiser's first estimates of its gradients are poor.
 WARM_UP_STEPS = 50
-# Passes after which weights are remembered where it is asked how many paid off; the last one beside them.
-LOOKS = (2, 3, 4, 6)
-# Added to the square of the texts, which have length 1. What new items' biases are foreseen with least error would ask
-# for 2; new films are ranked best among each other at .1 to .5 (models/README.md).
-TEXT_BIAS_RIDGE = 0.2
+# Added to the square of the texts, which have length 1, where vectors and where biases are foreseen. New films are
+# ranked best among each other with these; least error would ask for 2 of the biases (models/README.md).
+RIDGES = 3.0, 0.5
 # Items with fewer events than this stand for those that have none.
 COLD_TOUCHES = 5
 # Offsets tried for the bias of items without events, in logits: biases of a popular and a rare item are six apart.

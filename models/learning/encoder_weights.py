@@ -42,13 +42,14 @@ class EncoderWeights:
     """
 
     item_id: F32
-    """float32[N, W], the learned part; zero for an item that no training event named."""
+    """float32[N, W], beyond what the text says."""
     item_bias: F32
     """float32[N], beyond what the text says."""
-    cold_bias: F32
-    """float32[], of an item that is not among the N."""
-    text_bias: F32
-    """float32[E], text embedding to bias: which items find favour, as far as their text tells."""
+    cold: F32
+    """float32[D], the own part of an item that no training event named: as rare items are, the bias last."""
+    foreseen: F32
+    """float32[E, D], text embedding to what it says of an item beyond the projection, and last to the bias: which items
+    find favour, as far as their text tells."""
     projection: F32
     """float32[E, W], text embedding to item space; of items and of event texts."""
     kind: F32
@@ -104,16 +105,16 @@ class EncoderWeights:
         Returns: float32[n, D], the bias last.
         """
         rows = np.arange(len(self.item_id)) if ids is None else ids
+        own = np.concatenate([np.column_stack([self.item_id, self.item_bias]), self.cold[None]])  # [N + 1, D]
         known = (rows >= 0) & (rows < len(self.item_id))
-        safe = np.where(known, rows, 0)
-        vectors = np.empty((len(rows), self.dimension), np.float32)
-        vectors[:, :-1] = item_text @ self.projection
-        vectors[:, :-1] += np.where(known[:, None], self.item_id[safe], 0) if len(self.item_id) else 0
-        vectors[:, -1] = (
-            np.where(known, self.item_bias[safe], self.cold_bias) if len(self.item_bias) else self.cold_bias
-        )
-        vectors[:, -1] += item_text @ self.text_bias
+        vectors: F32 = item_text @ self.of_text() + own[np.where(known, rows, -1)]
         return vectors
+
+    def of_text(self) -> F32:
+        """float32[E, D], text embedding to item vector, the bias last."""
+        told = self.foreseen.copy()
+        told[:, :-1] += self.projection
+        return told
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """By field name, for a safetensors file or a checksum."""

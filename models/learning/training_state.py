@@ -23,10 +23,13 @@ from models.domain.features import FEATURE_COUNT
 from models.domain.ports import F32
 from models.learning.encoder_trainer import EncoderConfig, EncoderTrainer
 from models.learning.encoder_weights import EncoderWeights
+from models.learning.passes import PassEvidence
 from models.learning.ranker_trainer import RankerConfig, RankerTrainer
 from models.learning.ranker_weights import RankerWeights
 
-SCHEMA = 3
+SCHEMA = 4
+# Of a release that foresaw biases from texts and not vectors.
+_BIASES_ALONE = 3
 # A source that never reached what was chosen keeps this worth, so that it is still heard and can prove itself.
 LEAST_WORTH = 0.05
 _META = "state"
@@ -48,9 +51,11 @@ class TrainingState:
     trained: npt.NDArray[np.bool_]
     """bool[N], items that a training event named."""
     cold_offset: float
-    """Part of the encoder's `cold_bias`: what new items are lifted by."""
+    """Part of the encoder's `cold`: what the biases of new items are lifted by."""
     passes: int | None
     """`EncoderTrainer.passes`."""
+    evidence: npt.NDArray[np.float64]
+    """`PassEvidence.sums`."""
     ranker: Mapping[str, npt.NDArray[Any]]
     """`RankerTrainer.tensors`."""
     candidates: int
@@ -88,6 +93,7 @@ class TrainingState:
             trained=encoders.trained.copy(),
             cold_offset=encoders.cold_offset,
             passes=encoders.passes,
+            evidence=encoders.evidence.sums,
             ranker={name: each.numpy() for name, each in rankers.tensors().items()},
             candidates=candidates,
             reached=reached.copy(),
@@ -98,7 +104,10 @@ class TrainingState:
         )
 
     def encoders(self, config: EncoderConfig, seed: int) -> EncoderTrainer:
-        return EncoderTrainer.of(config, self.encoder, self.trained, self.cold_offset, self.passes, seed=seed)
+        trainer = EncoderTrainer.of(config, self.encoder, self.trained, seed=seed)
+        trainer.cold_offset, trainer.passes = self.cold_offset, self.passes
+        trainer.evidence = PassEvidence(self.evidence)
+        return trainer
 
     def rankers(self, config: RankerConfig, seed: int) -> RankerTrainer:
         return RankerTrainer.of(config, seed, {name: torch.tensor(each) for name, each in self.ranker.items()})
@@ -120,8 +129,8 @@ class TrainingState:
             trained=self.trained[row] & known,
             encoder=replace(
                 encoder,
-                item_id=np.where(known[:, None], encoder.item_id[row], np.float32(0)),
-                item_bias=np.where(known, encoder.item_bias[row], encoder.cold_bias),
+                item_id=np.where(known[:, None], encoder.item_id[row], encoder.cold[:-1]),
+                item_bias=np.where(known, encoder.item_bias[row], encoder.cold[-1]),
             ),
         )
 
@@ -146,7 +155,7 @@ class TrainingState:
             "lists": self.lists,
             "until_ms": self.until_ms,
         }
-        arrays |= {"trained": self.trained, "reached": self.reached}
+        arrays |= {"trained": self.trained, "reached": self.reached, "evidence": self.evidence}
         arrays[_META] = np.frombuffer(json.dumps(meta).encode(), np.uint8)
         return save({name: np.ascontiguousarray(each).reshape(each.shape) for name, each in arrays.items()})
 
@@ -156,7 +165,12 @@ class TrainingState:
         try:
             arrays = load(data)
             meta = json.loads(arrays.pop(_META).tobytes())
-            if meta["schema"] != SCHEMA:
+            if meta["schema"] == _BIASES_ALONE:
+                bias, projection = arrays.pop("encoder.text_bias"), arrays["encoder.projection"]
+                arrays["encoder.foreseen"] = np.column_stack([np.zeros_like(projection), bias])
+                level = arrays.pop("encoder.cold_bias").reshape(1)
+                arrays["encoder.cold"] = np.concatenate([np.zeros(projection.shape[1], np.float32), level])
+            elif meta["schema"] != SCHEMA:
                 raise TrainingStateError(f"training file of schema {meta['schema']}, this release reads {SCHEMA}")
             encoder = EncoderWeights(**{each.name: arrays[f"encoder.{each.name}"] for each in fields(EncoderWeights)})
             ranker = {name.removeprefix("ranker."): each for name, each in arrays.items() if name.startswith("ranker.")}
@@ -167,6 +181,7 @@ class TrainingState:
                 trained=arrays["trained"].astype(np.bool_),
                 cold_offset=float(meta["cold_offset"]),
                 passes=None if meta["passes"] is None else int(meta["passes"]),
+                evidence=PassEvidence().sums if "evidence" not in arrays else arrays["evidence"].astype(np.float64),
                 ranker=ranker,
                 candidates=int(meta["candidates"]),
                 reached=arrays["reached"].astype(np.float64),
@@ -179,7 +194,12 @@ class TrainingState:
             features = len(ranker["raw.mean"])
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise TrainingStateError(f"no training file that can be read: {error!r}") from error
-        if len(lengths) != 1 or len(state.kinds) != len(encoder.kind) or len(state.reached) != SOURCE_COUNT:
+        if (
+            len(lengths) != 1
+            or len(state.kinds) != len(encoder.kind)
+            or len(state.reached) != SOURCE_COUNT
+            or state.evidence.shape != PassEvidence().sums.shape
+        ):
             raise TrainingStateError("a training file whose parts do not fit each other")
         if features != FEATURE_COUNT:
             raise TrainingStateError(f"a ranker of {features} features, this release has {FEATURE_COUNT}")

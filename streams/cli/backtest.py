@@ -52,7 +52,7 @@ def backtest(
         bool,
         typer.Option(
             "--train",
-            help="Train encoder and ranker on the first 80%, and under p2 on each thousand events after they were "
+            help="Train encoder and ranker on the first 80%, and under p2 on each 250 events after they were "
             "scored; needs the extra `train`.",
         ),
     ] = False,

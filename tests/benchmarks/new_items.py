@@ -98,9 +98,10 @@ def main() -> None:
         rows = out[name] = {"among new items, frozen": figures(asked(encoders, log, start, len(log), held), new)}
         frozen = asked(encoders, log, start, len(log), every)
         rows |= {"new, frozen": figures(frozen, new), "others, frozen": figures(frozen, ~new)}
-        offset, encoders.cold_bias = encoders.cold_offset, encoders.cold_bias - encoders.cold_offset
+        offset, cold = encoders.cold_offset, encoders.network.cold
+        cold[-1] -= offset
         rows["others, frozen, no offset"] = figures(asked(encoders, log, start, len(log), every), ~new)
-        encoders.cold_bias += offset
+        cold[-1] += offset
         learning = []
         for begin in range(start, len(log), TrainingConfig.block):
             end = min(begin + TrainingConfig.block, len(log))

@@ -46,8 +46,8 @@ def made_weights(seed: int = 0, items: int = 30, width: int = 64) -> EncoderWeig
     weights = EncoderWeights(
         item_id=normal(0.5, items, width),
         item_bias=normal(1.0, items),
-        cold_bias=np.array(-1.5, np.float32),
-        text_bias=normal(0.5, TEXT),
+        cold=normal(0.3, width + 1),
+        foreseen=normal(0.2, TEXT, width + 1),
         projection=normal(0.2, TEXT, width),
         kind=normal(0.3, kinds, width),
         value=normal(0.3, VALUE_BUCKETS, width),
@@ -66,8 +66,7 @@ def made_weights(seed: int = 0, items: int = 30, width: int = 64) -> EncoderWeig
         out_weight=normal(0.1, hidden, width),
         out_bias=normal(0.1, width),
     )
-    weights.item_id[-3:] = 0
-    weights.item_bias[-3:] = weights.cold_bias
+    weights.item_id[-3:], weights.item_bias[-3:] = weights.cold[:-1], weights.cold[-1]
     return weights
 
 
@@ -232,7 +231,7 @@ def test_a_known_item_has_its_own_part_and_a_new_one_what_its_text_says(
     text = event_inputs(np.random.default_rng(6), 4).text
     found = learned.item_encoder.encode_many(["item 3", "never seen", "item 29", "item 0"], text)
     np.testing.assert_allclose(found, weights.item_vectors(text, np.array([3, -1, 29, 0])), atol=1e-5)
-    np.testing.assert_allclose(found[1:3, 64], weights.cold_bias + text[1:3] @ weights.text_bias, atol=1e-5)
+    np.testing.assert_allclose(found[1:3, 64], weights.cold[64] + text[1:3] @ weights.foreseen[:, 64], atol=1e-5)
 
 
 def test_values_and_gaps_count_and_strength_has_only_a_sign(learned: Bundle) -> None:
@@ -300,7 +299,7 @@ def test_an_export_that_differs_from_torch_fails(weights: EncoderWeights) -> Non
     from export.parity import check_parity
 
     user, items = open_towers(weights, ITEM_IDS, LEARNED_KINDS)
-    for name in ("gap", "text_scale", "out_bias", "item_bias", "text_bias", "recurrent_weight", "recurrent_bias"):
+    for name in ("gap", "text_scale", "out_bias", "item_bias", "foreseen", "recurrent_weight", "recurrent_bias"):
         wrong = replace(weights, **{name: getattr(weights, name) * np.float32(0.999)})
         with pytest.raises(ParityError):
             check_parity(wrong, user, items, ITEM_IDS)
@@ -313,7 +312,7 @@ def test_weights_and_network_turn_into_each_other(weights: EncoderWeights) -> No
 
     network = EncoderNetwork.of(weights)
     tensors = {name: parameter.detach() for name, parameter in network.named_parameters()}
-    again = to_weights(network, tensors, weights.item_id.any(1), float(weights.cold_bias))
+    again = to_weights(network, tensors, (weights.item_id != weights.cold[:-1]).any(1))
     for name, array in weights.arrays().items():
         np.testing.assert_allclose(again.arrays()[name], array, atol=1e-6, err_msg=name)
 

@@ -12,6 +12,8 @@ import pytest
 
 pytest.importorskip("torch", reason="needs the extra `train`")
 
+from safetensors.numpy import load, save
+
 from export.learned import TRAINING, build_learned
 from export.ranker_graph import ranker_graph
 from models.domain.candidates import SOURCE_COUNT
@@ -70,7 +72,8 @@ def test_trainers_of_a_kept_state_go_on_as_those_whose_fit_has_just_ended(
     encoders, rankers = trained
     state = TrainingState.decode(state_of(trained).encode())
     again, ranked = state.encoders(CONFIG, 5), state.rankers(RANKER, 5)
-    assert (again.cold_bias, again.cold_offset) == (pytest.approx(encoders.cold_bias), encoders.cold_offset)
+    np.testing.assert_array_equal(again.network.cold, encoders.network.cold)
+    assert again.cold_offset == encoders.cold_offset
     assert again.passes == 3
     for name, wanted in encoders.served().arrays().items():
         np.testing.assert_array_equal(again.served().arrays()[name], wanted, err_msg=name)
@@ -89,6 +92,23 @@ def test_trainers_of_a_kept_state_go_on_as_those_whose_fit_has_just_ended(
     for name, wanted in encoders.served().arrays().items():
         np.testing.assert_array_equal(again.served().arrays()[name], wanted, err_msg=name)
     np.testing.assert_array_equal(ranked.scores(lists, np.arange(80)), rankers.scores(lists, np.arange(80)))
+
+
+def test_a_file_of_the_release_before_is_the_same_model(trained: tuple[EncoderTrainer, RankerTrainer]) -> None:
+    state = state_of(trained)
+    width, text = state.encoder.width, made_log().item_text
+    bias_alone = state.encoder.foreseen * (np.arange(width + 1) == width)
+    level = state.encoder.cold * (np.arange(width + 1) == width)
+    encoder = replace(state.encoder, foreseen=bias_alone.astype(np.float32), cold=level.astype(np.float32))
+    arrays = load(replace(state, encoder=encoder).encode())
+    arrays["encoder.cold_bias"] = np.array(arrays.pop("encoder.cold")[-1])
+    arrays["encoder.text_bias"] = np.ascontiguousarray(arrays.pop("encoder.foreseen")[:, -1])
+    arrays["state"] = np.frombuffer(arrays["state"].tobytes().replace(b'"schema": 4', b'"schema": 3'), np.uint8)
+    read = TrainingState.decode(save(arrays))
+    np.testing.assert_array_equal(read.encoder.item_vectors(text), encoder.item_vectors(text))
+    with pytest.raises(TrainingStateError, match="schema 2"):
+        arrays["state"] = np.frombuffer(arrays["state"].tobytes().replace(b'"schema": 3', b'"schema": 2'), np.uint8)
+        TrainingState.decode(save(arrays))
 
 
 def test_a_table_in_another_order_is_the_same_model(trained: tuple[EncoderTrainer, RankerTrainer]) -> None:
@@ -119,12 +139,12 @@ def test_what_is_no_training_file_is_refused(trained: tuple[EncoderTrainer, Rank
 def learned(out: Path, text_model: Path, state: TrainingState, *, training: bool) -> Path:
     weights = state.encoder
     more = ((0, 384 - TEXT),)  # the text encoder of the test's bundle is wider than the made-up texts
-    projection, text_bias = np.pad(weights.projection, (*more, (0, 0))), np.pad(weights.text_bias, more)
+    projection, foreseen = (np.pad(each, (*more, (0, 0))) for each in (weights.projection, weights.foreseen))
     return build_learned(
         out,
         parent=None,
         text_model=text_model,
-        weights=replace(weights, projection=projection, text_bias=text_bias),
+        weights=replace(weights, projection=projection, foreseen=foreseen),
         item_ids=state.item_ids,
         ranker_graph=ranker_graph(state.ranker_weights(), PRESENCE),
         features=FEATURES,

@@ -68,8 +68,8 @@ def learned(
     weights = EncoderWeights(
         item_id=normal(0.2, len(item_ids), width),
         item_bias=normal(0.3, len(item_ids)) + np.float32(VECTOR_MARK * mark),
-        cold_bias=np.array(VECTOR_MARK * mark, np.float32),
-        text_bias=normal(0.1, TEXT),
+        cold=np.append(np.zeros(width, np.float32), np.float32(VECTOR_MARK * mark)),
+        foreseen=normal(0.1, TEXT, width + 1),
         projection=normal(0.05, TEXT, width),
         kind=normal(0.3, len(names), width),
         value=normal(0.3, VALUE_BUCKETS, width),
