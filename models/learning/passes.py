@@ -22,34 +22,39 @@ class PassEvidence:
     """Sums over events that fits had not seen, the latest counting most.
 
     Args:
-        sums: float64[1 + L, 1 + L], of x x^T over the events, x being 1 and for each look how many octaves farther from
-            the top than after all passes the chosen item stood; None = nothing known.
+        sums: float64[3, 1 + L, 1 + L], of each pair of looks, the last one being all passes: events, octaves that the
+            chosen item stood farther from the top after the first of both, and their squares; None = nothing known.
     """
 
     def __init__(self, sums: F64 | None = None) -> None:
-        self.sums: F64 = np.zeros((1 + len(LOOKS), 1 + len(LOOKS))) if sums is None else sums
+        self.sums: F64 = np.zeros((3, 1 + len(LOOKS), 1 + len(LOOKS))) if sums is None else sums
 
     def add(self, octaves: Mapping[int, F64]) -> None:
         """
         Args:
             octaves: log2 of the chosen items' places, float64[events], after each number of passes; the largest is all.
         """
-        last = octaves[max(octaves)]
-        told = np.stack([np.ones(len(last)), *(octaves.get(passes, last) - last for passes in LOOKS)])  # [1 + L, n]
-        self.sums = KEPT * self.sums + told @ told.T
+        every = max(octaves)
+        looks = [at for at, passes in enumerate(LOOKS) if passes in octaves and passes != every]
+        told = np.stack([octaves[LOOKS[at]] for at in looks] + [octaves[every]])  # [looks and all, n]
+        behind = told[:, None] - told[None]
+        pairs = np.ix_(range(3), [*looks, len(LOOKS)], [*looks, len(LOOKS)])
+        # A look that a short fit does not reach stays what it was.
+        sums = self.sums.copy()
+        sums[pairs] = KEPT * sums[pairs] + [np.ones_like(behind).sum(2), behind.sum(2), (behind**2).sum(2)]
+        self.sums = sums
 
     def enough(self) -> int | None:
         """The fewest passes that may be the best (within `ERRORS`); None where more than any look are needed."""
-        count = self.sums[0, 0]
-        if not count:
-            return None
-        mean = np.append(self.sums[0, 1:], 0.0) / count
-        square = np.pad(self.sums[1:, 1:], (0, 1)) / count
-        best = int(np.argmin(mean))
+        count, total, square = self.sums
+        known = count > 0
+        mean = np.divide(total, count, out=np.zeros_like(total), where=known)
+        best = int(np.argmin(np.where(known[:, -1], mean[:, -1], np.inf))) if known.any() else len(LOOKS)
         for at, passes in enumerate(LOOKS):
-            behind = mean[at] - mean[best]
-            variance = square[at, at] + square[best, best] - 2 * square[at, best] - behind**2
-            looked = square[at, at] > 0  # else no fit went beyond it
-            if looked and behind <= ERRORS * math.sqrt(max(0.0, variance) / count):
+            if not known[at, best]:
+                continue
+            events, behind = count[at, best], mean[at, best]
+            variance = max(0.0, square[at, best] / events - behind**2)
+            if behind <= ERRORS * math.sqrt(variance / events):
                 return passes
         return None

@@ -53,10 +53,21 @@ def test_what_was_told_before_counts_half_and_outweighs_a_hair() -> None:
     assert kept.enough() == 3
 
 
-def test_a_look_beyond_the_last_pass_is_that_pass() -> None:
-    """A fit of five passes has no look after six."""
+def test_a_short_fit_tells_nothing_of_looks_that_it_does_not_reach() -> None:
+    evidence = PassEvidence()
+    evidence.add(told({2: 0.2, 3: 0.1, 4: 0.05}))
+    assert evidence.enough() is None
+    evidence.add(told({2: 0.2, 3: 0.1, 4: 0.05, 6: 0.05}))
+    six = LOOKS.index(6)
+    before = evidence.sums[:, six].copy()
+    evidence.add(told({2: 0.2, 3: 0.1, 4: 0.05}, seed=1))
+    np.testing.assert_array_equal(evidence.sums[:, six], before)
+    assert evidence.enough() is None
+
+
+def test_a_fit_of_as_many_passes_as_a_look_has_no_look_there() -> None:
     found = told({2: 0.2, 3: 0.1, 4: 0.05})
     evidence = PassEvidence()
-    evidence.add(found)
-    assert not evidence.sums[1 + LOOKS.index(6)].any()
+    evidence.add({2: found[2], 3: found[3], 4: found[ALL]})
+    assert not evidence.sums[:, LOOKS.index(4)].any()
     assert evidence.enough() is None
