@@ -198,7 +198,7 @@ class EncoderTrainer:
         # Of items that had events: what the others start from is settled after the passes.
         had = log.target[start:end] & self.trained[log.item[start:end]]
         if not had.any() or not self._looks:
-            self.passes = None
+            self.passes = self.evidence.enough()
             return
         try:
             for passes, tensors in self._looks.items():
@@ -212,7 +212,7 @@ class EncoderTrainer:
         self.passes = self.evidence.enough()
 
     def grow(self, log: TrainingLog) -> None:
-        """Rows for items that joined the catalogue; they are their text alone until an event names them."""
+        """Rows for items that joined the catalogue; they are what new items are until an event names them."""
         more = log.items - len(self.trained)
         if more <= 0:
             return

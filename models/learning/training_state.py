@@ -28,7 +28,7 @@ from models.learning.ranker_trainer import RankerConfig, RankerTrainer
 from models.learning.ranker_weights import RankerWeights
 
 SCHEMA = 4
-# Of a release that foresaw biases from texts and not vectors.
+# Of a release that foresaw biases from texts and not vectors, and knew passes without evidence.
 _BIASES_ALONE = 3
 # A source that never reached what was chosen keeps this worth, so that it is still heard and can prove itself.
 LEAST_WORTH = 0.05
