@@ -130,7 +130,7 @@ def item_table(weights: EncoderWeights, item_ids: Sequence[str]) -> tuple[list[s
 
     Returns: M ids and float32[M, D], to be added to the item graph's output.
     """
-    learned = np.column_stack([weights.item_id, weights.item_bias]) - weights.cold
+    learned = weights.own() - weights.cold
     known = np.any(learned != 0, axis=1)
     return [item_id for item_id, has in zip(item_ids, known.tolist(), strict=True) if has], learned[known]
 

@@ -130,6 +130,10 @@ class EncoderNetwork(nn.Module):
         told = self.projection.weight + self.foreseen[:, :-1].T  # [W, E]
         return own + functional.linear(item_text, told)
 
+    def own(self) -> Tensor:
+        """float32[N, D], of each item beyond what its text says, the bias last."""
+        return torch.cat([self.item_id, self.item_bias[:, None]], dim=1)
+
     def text_biases(self, item_text: Tensor) -> Tensor:
         """float32[n], what the texts (float32[n, E]) say of the biases; the same throughout a fit."""
         return item_text @ self.foreseen[:, -1]
@@ -218,7 +222,7 @@ class EncoderNetwork(nn.Module):
     def vectors_of(self, item_text: npt.NDArray[np.float32], ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """`EncoderWeights.item_vectors` by the network. Returns: float32[n, D]."""
         known, text = torch.as_tensor(ids >= 0)[:, None], torch.as_tensor(item_text)
-        own = torch.cat([self.item_id, self.item_bias[:, None]], dim=1)[np.maximum(ids, 0)]  # [n, D]
+        own = self.own()[np.maximum(ids, 0)]  # [n, D]
         told = torch.cat([self.projection(text), torch.zeros(len(text), 1)], dim=1) + text @ self.foreseen  # [n, D]
         result: npt.NDArray[np.float32] = (torch.where(known, own, self.cold) + told).numpy()
         return result

@@ -238,7 +238,7 @@ class EncoderTrainer:
         bias = np.full(len(new), float(cold[-1]))
         if popular:
             level, known = np.log1p(touches), self.trained & (touches > 0)
-            by_text = self._text_biases(log)
+            by_text = self.network.text_biases(torch.as_tensor(log.item_text)).numpy()
             present = self.network.item_bias.detach().numpy() + by_text
             bias = level[new] + ((present - level)[known].mean() if known.any() else -level[new].mean()) - by_text[new]
         self.trained[new] = True
@@ -246,11 +246,6 @@ class EncoderTrainer:
             for tensors in (dict(self.network.named_parameters()), self._average.tensors):
                 tensors["item_bias"][new] = torch.as_tensor(bias, dtype=torch.float32)
                 tensors["item_id"][new] = cold[:-1]
-
-    def _text_biases(self, log: TrainingLog) -> npt.NDArray[np.float32]:
-        """float32[N], the part of the biases that comes from the items' texts."""
-        found: npt.NDArray[np.float32] = self.network.text_biases(torch.as_tensor(log.item_text)).numpy()
-        return found
 
     def _add_foreseen(self, tensors: dict[str, Tensor], log: TrainingLog, sign: float) -> None:
         """Add what the texts tell, times `sign`, to the items' own part among these tensors, in place."""
@@ -279,8 +274,7 @@ class EncoderTrainer:
             network.foreseen.copy_(torch.as_tensor(np.column_stack([of_vector[:, :-1], of_bias[:, -1]])))
             network.foreseen[:, :-1] -= network.projection.weight.T
             self._add_foreseen(parameters, log, -1.0)
-            own = torch.cat([network.item_id, network.item_bias[:, None]], dim=1)
-            network.cold.copy_(own[rare if len(rare) else known].mean(0))
+            network.cold.copy_(network.own()[rare if len(rare) else known].mean(0))
             network.cold[-1] += self.cold_offset
 
     def _pass(

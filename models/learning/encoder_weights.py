@@ -105,10 +105,15 @@ class EncoderWeights:
         Returns: float32[n, D], the bias last.
         """
         rows = np.arange(len(self.item_id)) if ids is None else ids
-        own = np.concatenate([np.column_stack([self.item_id, self.item_bias]), self.cold[None]])  # [N + 1, D]
+        own = np.concatenate([self.own(), self.cold[None]])  # [N + 1, D]
         known = (rows >= 0) & (rows < len(self.item_id))
         vectors: F32 = item_text @ self.of_text() + own[np.where(known, rows, -1)]
         return vectors
+
+    def own(self) -> F32:
+        """float32[N, D], of each item of the table beyond what its text says, the bias last."""
+        found: F32 = np.column_stack([self.item_id, self.item_bias])
+        return found
 
     def of_text(self) -> F32:
         """float32[E, D], text embedding to item vector, the bias last."""

@@ -41,7 +41,8 @@ class PassEvidence:
         pairs = np.ix_(range(3), [*looks, len(LOOKS)], [*looks, len(LOOKS)])
         # A look that a short fit does not reach stays what it was.
         sums = self.sums.copy()
-        sums[pairs] = KEPT * sums[pairs] + [np.ones_like(behind).sum(2), behind.sum(2), (behind**2).sum(2)]
+        count = np.full(behind.shape[:2], behind.shape[2])
+        sums[pairs] = KEPT * sums[pairs] + [count, behind.sum(2), (behind**2).sum(2)]
         self.sums = sums
 
     def enough(self) -> int | None:
@@ -49,7 +50,7 @@ class PassEvidence:
         count, total, square = self.sums
         known = count > 0
         mean = np.divide(total, count, out=np.zeros_like(total), where=known)
-        best = int(np.argmin(np.where(known[:, -1], mean[:, -1], np.inf))) if known.any() else len(LOOKS)
+        best = int(np.argmin(np.where(known[:, -1], mean[:, -1], np.inf)))
         for at, passes in enumerate(LOOKS):
             if not known[at, best]:
                 continue

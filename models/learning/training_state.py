@@ -170,6 +170,7 @@ class TrainingState:
                 arrays["encoder.foreseen"] = np.column_stack([np.zeros_like(projection), bias])
                 level = arrays.pop("encoder.cold_bias").reshape(1)
                 arrays["encoder.cold"] = np.concatenate([np.zeros(projection.shape[1], np.float32), level])
+                arrays["evidence"] = PassEvidence().sums
             elif meta["schema"] != SCHEMA:
                 raise TrainingStateError(f"training file of schema {meta['schema']}, this release reads {SCHEMA}")
             encoder = EncoderWeights(**{each.name: arrays[f"encoder.{each.name}"] for each in fields(EncoderWeights)})
@@ -181,7 +182,7 @@ class TrainingState:
                 trained=arrays["trained"].astype(np.bool_),
                 cold_offset=float(meta["cold_offset"]),
                 passes=None if meta["passes"] is None else int(meta["passes"]),
-                evidence=PassEvidence().sums if "evidence" not in arrays else arrays["evidence"].astype(np.float64),
+                evidence=arrays["evidence"].astype(np.float64),
                 ranker=ranker,
                 candidates=int(meta["candidates"]),
                 reached=arrays["reached"].astype(np.float64),
