@@ -45,6 +45,9 @@ def ranker_graph(weights: RankerWeights, presence: int) -> bytes:
     added = g.op("Gemm", summary, g.constant(context), g.constant(np.concatenate([weights.second[1], none])))
     known = g.op("Relu", g.op("Add", own, g.op("Unsqueeze", added, g.axes(2))))  # [B, G + 1, K]
     last = g.op("MatMul", g.constant(np.concatenate([weights.last[0][:, 0], none])[None]), known)  # [B, 1, K]
-    score = g.op("Add", g.op("Squeeze", last, g.axes(1)), g.constant(weights.last[1]))  # [B, K]
+    straight = weights.scale * weights.straight
+    level = weights.last[1] - weights.mean @ straight
+    by_itself = g.op("Reshape", g.op("MatMul", rows, g.constant(straight[:, None])), lists, allowzero=1)  # [B, K]
+    score = g.op("Add", g.op("Add", g.op("Squeeze", last, g.axes(1)), by_itself), g.constant(level))  # [B, K]
     g.op("Add", score, absent, out="score")
     return g.model("ranker", {"features": ("B", "K", features)}, {"score": ("B", "K")})

@@ -25,3 +25,5 @@ class RankerWeights:
     """float32[2 H, G]."""
     last: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
     """float32[G, 1], float32[1]."""
+    straight: npt.NDArray[np.float32]
+    """float32[F], added to the score as they are."""

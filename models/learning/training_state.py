@@ -27,9 +27,9 @@ from models.learning.passes import PassEvidence
 from models.learning.ranker_trainer import RankerConfig, RankerTrainer
 from models.learning.ranker_weights import RankerWeights
 
-SCHEMA = 4
-# Of a release that foresaw biases from texts and not vectors, and knew passes without evidence.
-_BIASES_ALONE = 3
+SCHEMA = 5
+# Of a release whose rankers had their layers alone.
+_LAYERS_ALONE = 4
 # A source that never reached what was chosen keeps this worth, so that it is still heard and can prove itself.
 LEAST_WORTH = 0.05
 _META = "state"
@@ -165,12 +165,10 @@ class TrainingState:
         try:
             arrays = load(data)
             meta = json.loads(arrays.pop(_META).tobytes())
-            if meta["schema"] == _BIASES_ALONE:
-                bias, projection = arrays.pop("encoder.text_bias"), arrays["encoder.projection"]
-                arrays["encoder.foreseen"] = np.column_stack([np.zeros_like(projection), bias])
-                level = arrays.pop("encoder.cold_bias").reshape(1)
-                arrays["encoder.cold"] = np.concatenate([np.zeros(projection.shape[1], np.float32), level])
-                arrays["evidence"] = PassEvidence().sums
+            if meta["schema"] == _LAYERS_ALONE:
+                arrays |= {
+                    f"ranker.{each}.straight": np.zeros_like(arrays["ranker.raw.mean"]) for each in ("raw", "served")
+                }
             elif meta["schema"] != SCHEMA:
                 raise TrainingStateError(f"training file of schema {meta['schema']}, this release reads {SCHEMA}")
             encoder = EncoderWeights(**{each.name: arrays[f"encoder.{each.name}"] for each in fields(EncoderWeights)})

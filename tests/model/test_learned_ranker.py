@@ -14,7 +14,8 @@ from models.encoders.ranker import OnnxRanker  # noqa: E402
 from models.encoders.session import CPU, open_session  # noqa: E402
 from models.learning.lists import ListBuffer, Lists  # noqa: E402
 from models.learning.ranker import ListwiseRanker, Standard  # noqa: E402
-from models.learning.ranker_trainer import RankerConfig, RankerTrainer, enough  # noqa: E402
+from models.learning.ranker_fit import enough, shares  # noqa: E402
+from models.learning.ranker_trainer import RankerConfig, RankerTrainer  # noqa: E402
 
 pytestmark = pytest.mark.train
 CANDIDATES = 20
@@ -26,7 +27,7 @@ def past_lists(count: int, seed: int = 0) -> Lists:
     rng = np.random.default_rng(seed)
     size = rng.integers(2, CANDIDATES + 1, count).astype(np.int32)
     features = rng.normal(size=(count, CANDIDATES, FEATURE_COUNT)).astype(np.float16)
-    features[..., PRESENCE] = -6.9
+    features[..., PRESENCE] = rng.uniform(-9, -1, features.shape[:2])
     there = np.arange(CANDIDATES) < size[:, None]
     features[~there] = 0
     chosen = np.where(there, features[..., DECISIVE], -np.inf).argmax(1).astype(np.int32)
@@ -43,6 +44,7 @@ def test_torch_and_onnx_agree_whatever_the_batch(batch: int) -> None:
     torch.manual_seed(3)
     lists = past_lists(batch, seed=batch)
     net = ListwiseRanker(Standard(np.full(FEATURE_COUNT, 0.3, np.float32), np.full(FEATURE_COUNT, 2.0, np.float32)))
+    net.join(torch.randn(FEATURE_COUNT) / 10, (0.6, 0.7))
     session = open_session("ranker", ranker_graph(net.weights(), PRESENCE), [CPU], 1)
     features = lists.features.astype(np.float32)
     mask = np.arange(CANDIDATES) < lists.size[:, None]
@@ -68,6 +70,33 @@ def test_it_finds_what_decides_a_choice_and_the_seed_decides_the_weights() -> No
             np.testing.assert_array_equal(a, b)
     served = onnx(trainer).score(lists.features[late].astype(np.float32), None)
     assert np.mean(served.argmax(1) == lists.chosen[late]) > 0.8
+
+
+def test_layers_and_weights_share_a_score_by_what_each_foresaw() -> None:
+    lists = past_lists(1_200)
+    rows, latest = np.arange(1_000, 1_200), 1_000
+    trainer = RankerTrainer(RankerConfig(batch=32, sampled=8, updates=200), seed=5)
+    foreseen = trainer.fit_latest(lists, latest)
+    assert foreseen is not None
+    assert len(foreseen.places) == 200
+    assert trainer.served.straight.abs().argmax() == DECISIVE
+    served = onnx(trainer).score(lists.features[rows].astype(np.float32), None)
+    there = np.arange(CANDIDATES) < lists.size[rows][:, None]
+    np.testing.assert_allclose(served[there], trainer.scores(lists, rows)[there], atol=1e-4)
+    before = trainer.served.straight.clone()
+    trainer.update(lists, rows, np.arange(latest))
+    assert not torch.equal(trainer.served.straight, before), "both are learned on"
+
+
+def test_who_foresees_nothing_has_no_share() -> None:
+    lists = past_lists(600)
+    rows, rng = np.arange(600), np.random.default_rng(1)
+    noise = rng.normal(size=(600, CANDIDATES)).astype(np.float32)
+    of_feature, of_noise = shares(lists.features[..., DECISIVE].astype(np.float32), noise, lists, rows)
+    assert of_feature > 2.0
+    assert abs(of_noise) < 0.2
+    few = shares(noise[:1], noise[:1], lists, rows[:1])
+    assert few == pytest.approx((0.5, 0.5), abs=0.1)
 
 
 def test_of_looks_that_cannot_be_told_apart_the_latest_is_meant() -> None:

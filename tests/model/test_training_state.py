@@ -96,18 +96,20 @@ def test_trainers_of_a_kept_state_go_on_as_those_whose_fit_has_just_ended(
 
 def test_a_file_of_the_release_before_is_the_same_model(trained: tuple[EncoderTrainer, RankerTrainer]) -> None:
     state = state_of(trained)
-    width, text = state.encoder.width, made_log().item_text
-    bias_alone = state.encoder.foreseen * (np.arange(width + 1) == width)
-    level = state.encoder.cold * (np.arange(width + 1) == width)
-    encoder = replace(state.encoder, foreseen=bias_alone.astype(np.float32), cold=level.astype(np.float32))
-    arrays = load(replace(state, encoder=encoder).encode())
-    arrays["encoder.cold_bias"] = np.array(arrays.pop("encoder.cold")[-1])
-    arrays["encoder.text_bias"] = np.ascontiguousarray(arrays.pop("encoder.foreseen")[:, -1])
-    arrays["state"] = np.frombuffer(arrays["state"].tobytes().replace(b'"schema": 4', b'"schema": 3'), np.uint8)
+    layers = {name: each for name, each in state.ranker.items() if not name.endswith(".straight")}
+    none = np.zeros(FEATURE_COUNT, np.float32)
+    state = replace(state, ranker=layers | {"raw.straight": none, "served.straight": none})
+    arrays = load(replace(state, ranker=layers).encode())
+    arrays["state"] = np.frombuffer(arrays["state"].tobytes().replace(b'"schema": 5', b'"schema": 4'), np.uint8)
     read = TrainingState.decode(save(arrays))
-    np.testing.assert_array_equal(read.encoder.item_vectors(text), encoder.item_vectors(text))
-    with pytest.raises(TrainingStateError, match="schema 2"):
-        arrays["state"] = np.frombuffer(arrays["state"].tobytes().replace(b'"schema": 3', b'"schema": 2'), np.uint8)
+    lists = made_lists()
+    again, rankers = read.rankers(RANKER, 7), state.rankers(RANKER, 7)
+    for _ in range(2):
+        np.testing.assert_array_equal(again.scores(lists, np.arange(80)), rankers.scores(lists, np.arange(80)))
+        for each in (again, rankers):
+            each.update(lists, np.arange(40, 80), np.arange(40))
+    with pytest.raises(TrainingStateError, match="schema 3"):
+        arrays["state"] = np.frombuffer(arrays["state"].tobytes().replace(b'"schema": 4', b'"schema": 3'), np.uint8)
         TrainingState.decode(save(arrays))
 
 

@@ -97,6 +97,7 @@ def learned(
         context=normal(0.1, 2 * HIDDEN, CONTEXT),
         second=(normal(0.1, HIDDEN, CONTEXT), normal(0.1, CONTEXT)),
         last=(normal(0.1, CONTEXT, 1), normal(0.1, 1)),
+        straight=normal(0.1, count),
     )
     return build_learned(
         out,

@@ -1,4 +1,4 @@
-"""Our listwise network, a log-linear ranker and gradient-boosted trees on the same past lists.
+"""Our listwise network, a log-linear ranker, their sum and gradient-boosted trees on the same past lists.
 
 `python -m tests.benchmarks.quality.rankers EVENTS ITEMS [--json FILE]`, in .venv-train; the trees run in .venv-peers.
 The lists are those that the product's own training asked on the first 80% of the events. All rankers are fitted on
@@ -16,15 +16,15 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import torch
-from torch import Tensor, nn
+import numpy.typing as npt
 
 from export.ranker_graph import ranker_graph
 from models.domain.features import FEATURES, PRESENCE
 from models.domain.protocol import scored_from
 from models.encoders.ranker import OnnxRanker
 from models.encoders.session import CPU, open_session
-from models.learning.ranker import Standard
+from models.learning.ranker import ListwiseRanker, LogLinearRanker
+from models.learning.ranker_fit import Fitted, fit
 from models.learning.ranker_trainer import RankerConfig, RankerTrainer
 from models.learning.training import use_threads
 from tests.benchmarks.quality.loaders import REPOSITORY
@@ -44,45 +44,23 @@ PEERS = REPOSITORY / ".venv-peers" / "bin" / "python"
 F32 = np.ndarray[Any, np.dtype[np.float32]]
 
 
-class LinearRanker(nn.Module):
-    """One weight a feature, standardised as for the network."""
-
-    def __init__(self, standard: Standard) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.from_numpy(standard.mean))
-        self.register_buffer("scale", torch.from_numpy(standard.scale))
-        self.only = nn.Linear(len(standard.mean), 1, bias=False)
-        nn.init.zeros_(self.only.weight)
-
-    def forward(self, features: Tensor, mask: Tensor) -> Tensor:
-        score: Tensor = self.only((features - self.mean) * self.scale)[..., 0]  # [B, K]
-        return score.masked_fill(~mask, -1e9)
-
-    def folded(self) -> F32:
-        """float32[F], of features as they are."""
-        return self.only.weight.detach().numpy()[0] * self.scale.numpy()
-
-
-class LinearTrainer(RankerTrainer):
-    """The network's loss, batches, rate and averaging, and its choice of when to stop."""
-
-    network_class = LinearRanker
-
-
-def of_network(trainer: RankerTrainer) -> Callable[[F32], F32]:
+def of_network(net: ListwiseRanker) -> Callable[[F32], F32]:
     """As a worker scores."""
-    session = open_session("ranker", ranker_graph(trainer.weights(), PRESENCE), [CPU], 1)
+    session = open_session("ranker", ranker_graph(net.weights(), PRESENCE), [CPU], 1)
     served = OnnxRanker(session, features=FEATURES, initial_weights=None, candidates=1, source_weights=None)
     return lambda features: served.score(features, None)
 
 
-def of_linear(trainer: RankerTrainer) -> Callable[[F32], F32]:
-    assert isinstance(trainer.served, LinearRanker)
-    weights = trainer.served.folded()
+def of_weights(net: LogLinearRanker) -> Callable[[F32], F32]:
+    weights = (net.weight.detach() * net.scale).numpy()
     return lambda features: features @ weights
 
 
-RANKERS = {"network": (RankerTrainer, of_network), "log-linear": (LinearTrainer, of_linear)}
+RANKERS: dict[str, tuple[Any, Callable[[Any], Callable[[F32], F32]]]] = {
+    "network": (ListwiseRanker, of_network),
+    "log-linear": (LogLinearRanker, of_weights),
+}
+SERVED = "both, served"
 
 
 def make_lists(events: Path, items: Path, seed: int) -> PastLists:
@@ -95,24 +73,46 @@ def make_lists(events: Path, items: Path, seed: int) -> PastLists:
 
 def measure(name: str, lists: PastLists, seeds: list[int]) -> dict[str, Any]:
     """How long to train is chosen by the first seed; then each seed is fitted on all training lists."""
-    make_trainer, make_scores = RANKERS[name]
+    make, make_scores = RANKERS[name]
     config = RankerConfig()
     early, late, tested = lists.rows(0, CHOSEN_FROM), lists.rows(CHOSEN_FROM, TESTED_FROM), lists.rows(TESTED_FROM, 1)
     training = np.concatenate([early, late])
     updates = min(config.updates, max(config.first_check, config.passes * len(training) // config.batch))
-    chosen = make_trainer(config, seeds[0]).fit(lists, early, updates=updates, validation=late)
+
+    def fitted(seed: int, rows: npt.NDArray[np.int64], **how: Any) -> Fitted[Any]:
+        return fit(make, config, seed, lists, rows, np.random.default_rng(seed), **how)
+
+    chosen = fitted(seeds[0], early, updates=updates, validation=late).report
     tell(f"{name}: {chosen.updates:,} updates, nDCG@10 {chosen.validation:.4f} where the choice is in the list")
     found = []
     for seed in seeds:
-        trainer = make_trainer(config, seed)
         started = time.process_time()
-        trainer.fit(lists, training, updates=chosen.updates)
-        seconds = time.process_time() - started
-        score = make_scores(trainer)
-        ndcg, hits = lists.figures(lists.places(scored(score, lists, tested), tested), TESTED_FROM, 1)
-        each = microseconds_a_list(score, lists, tested)
-        found.append({"ndcg_at_10": ndcg, "hr_at_10": hits, "cpu_seconds": seconds, "us_a_list": each})
-    return {**found[0], "updates": chosen.updates, "ndcg_at_10_by_seed": [row["ndcg_at_10"] for row in found]}
+        net = fitted(seed, training, updates=chosen.updates).served
+        found.append(compared(make_scores(net), lists, tested, time.process_time() - started))
+    return gathered(found) | {"updates": chosen.updates}
+
+
+def measure_served(lists: PastLists, seeds: list[int]) -> dict[str, Any]:
+    """The sum of both, each as long as it pays off and with the share that the latest lists give it."""
+    tested = lists.rows(TESTED_FROM, 1)
+    known, found = lists.until(int(tested[0])), []
+    for seed in seeds:
+        trainer, started = RankerTrainer(RankerConfig(), seed), time.process_time()
+        trainer.fit_latest(known, len(lists.rows(0, CHOSEN_FROM)))
+        found.append(compared(of_network(trainer.served), lists, tested, time.process_time() - started))
+    return gathered(found)
+
+
+def compared(
+    score: Callable[[F32], F32], lists: PastLists, tested: npt.NDArray[np.int64], seconds: float
+) -> dict[str, float]:
+    ndcg, hits = lists.figures(lists.places(scored(score, lists, tested), tested), TESTED_FROM, 1)
+    each = microseconds_a_list(score, lists, tested)
+    return {"ndcg_at_10": ndcg, "hr_at_10": hits, "cpu_seconds": seconds, "us_a_list": each}
+
+
+def gathered(found: list[dict[str, float]]) -> dict[str, Any]:
+    return {**found[0], "ndcg_at_10_by_seed": [row["ndcg_at_10"] for row in found]}
 
 
 def trees(folder: Path, python: Path, seed: int) -> dict[str, Any]:
@@ -153,6 +153,8 @@ def main() -> None:
     for name in RANKERS:
         rows[name] = measure(name, lists, arguments.seeds)
         show(name, rows[name])
+    rows[SERVED] = measure_served(lists, arguments.seeds)
+    show(SERVED, rows[SERVED])
     rows |= (of_trees := trees(folder, arguments.peers, arguments.seeds[0]))
     for name, row in of_trees.items():
         show(name, row)
