@@ -57,13 +57,16 @@ class EncoderTrainer:
         """bool[N], items that a training event named."""
         self.cold_offset = 0.0
         """Part of the bias of an item without events; see `choose_cold_offset`."""
-        self.passes: int | None = None
-        """Passes over a log from nothing after which more do not pay off, see `choose_passes`; None: all do."""
         self.evidence = PassEvidence()
         self._average = WeightAverage(self.network, config.online_average, early=False)
         self._online: torch.optim.Optimizer | None = None
         self._looks: dict[int, dict[str, Tensor]] = {}
         """Averaged weights after so many passes of the latest fit that kept some."""
+
+    @property
+    def passes(self) -> int | None:
+        """Passes over a log from nothing after which more do not pay off, see `choose_passes`; None: all do."""
+        return self.evidence.enough()
 
     # training ---------------------------------------------------------------------------------------------------------
 
@@ -130,8 +133,8 @@ class EncoderTrainer:
                         best = {name: tensor.clone() for name, tensor in average.tensors.items()}
                     elif epoch + 1 - report.best_epoch >= config.patience * config.check_every:
                         break
-        if looks and self.passes is not None:
-            best = {name: tensor.clone() for name, tensor in self._looks[min(self.passes, epochs)].items()}
+        if looks and (passes := self.passes) is not None:
+            best = {name: tensor.clone() for name, tensor in self._looks[min(passes, epochs)].items()}
             self._add_foreseen(best, log, -1.0)
         self._load(best or average.tensors)
         self._settle_cold(log, end)
@@ -198,7 +201,6 @@ class EncoderTrainer:
         # Of items that had events: what the others start from is settled after the passes.
         had = log.target[start:end] & self.trained[log.item[start:end]]
         if not had.any() or not self._looks:
-            self.passes = self.evidence.enough()
             return
         try:
             for passes, tensors in self._looks.items():
@@ -209,7 +211,6 @@ class EncoderTrainer:
         finally:
             self._average.tensors, self._looks = served, {}
         self.evidence.add(found)
-        self.passes = self.evidence.enough()
 
     def grow(self, log: TrainingLog) -> None:
         """Rows for items that joined the catalogue; they are what new items are until an event names them."""
@@ -352,7 +353,6 @@ class EncoderTrainer:
         state = {
             "seed": self.seed,
             "cold_offset": self.cold_offset,
-            "passes": self.passes,
             "online": self._online is not None,
             "generator": self._rng.bit_generator.state,
         }
@@ -363,8 +363,7 @@ class EncoderTrainer:
         network = self.network
         items, dimension = len(self.trained), network.projection.weight.shape[1]
         fresh = EncoderTrainer(self.config, items=items, kinds=len(network.kind), text_dimension=dimension, seed=seed)
-        fresh.cold_offset, fresh.passes = self.cold_offset, self.passes
-        fresh.evidence = PassEvidence(self.evidence.sums)
+        fresh.cold_offset, fresh.evidence = self.cold_offset, PassEvidence(self.evidence.sums)
         return fresh
 
     @classmethod
@@ -415,7 +414,7 @@ class EncoderTrainer:
         trainer.trained = tensors["trained"].numpy()
         trainer.network.foreseen.copy_(tensors["foreseen"])
         trainer.network.cold.copy_(tensors["cold"])
-        trainer.cold_offset, trainer.passes = state["cold_offset"], state["passes"]
+        trainer.cold_offset = state["cold_offset"]
         trainer.evidence = PassEvidence(tensors["evidence"].numpy())
         trainer._average = WeightAverage(trainer.network, config.online_average, early=False)
         for name in trainer._average.tensors:

@@ -52,8 +52,6 @@ class TrainingState:
     """bool[N], items that a training event named."""
     cold_offset: float
     """Part of the encoder's `cold`: what the biases of new items are lifted by."""
-    passes: int | None
-    """`EncoderTrainer.passes`."""
     evidence: npt.NDArray[np.float64]
     """`PassEvidence.sums`."""
     ranker: Mapping[str, npt.NDArray[Any]]
@@ -92,7 +90,6 @@ class TrainingState:
             encoder=weights,
             trained=encoders.trained.copy(),
             cold_offset=encoders.cold_offset,
-            passes=encoders.passes,
             evidence=encoders.evidence.sums,
             ranker={name: each.numpy() for name, each in rankers.tensors().items()},
             candidates=candidates,
@@ -105,8 +102,7 @@ class TrainingState:
 
     def encoders(self, config: EncoderConfig, seed: int) -> EncoderTrainer:
         trainer = EncoderTrainer.of(config, self.encoder, self.trained, seed=seed)
-        trainer.cold_offset, trainer.passes = self.cold_offset, self.passes
-        trainer.evidence = PassEvidence(self.evidence)
+        trainer.cold_offset, trainer.evidence = self.cold_offset, PassEvidence(self.evidence)
         return trainer
 
     def rankers(self, config: RankerConfig, seed: int) -> RankerTrainer:
@@ -148,7 +144,6 @@ class TrainingState:
             "item_ids": self.item_ids,
             "kinds": self.kinds,
             "cold_offset": self.cold_offset,
-            "passes": self.passes,
             "candidates": self.candidates,
             "reachable": self.reachable,
             "events": self.events,
@@ -179,7 +174,6 @@ class TrainingState:
                 encoder=encoder,
                 trained=arrays["trained"].astype(np.bool_),
                 cold_offset=float(meta["cold_offset"]),
-                passes=None if meta["passes"] is None else int(meta["passes"]),
                 evidence=arrays["evidence"].astype(np.float64),
                 ranker=ranker,
                 candidates=int(meta["candidates"]),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from models.learning.log import TrainingLog
+from models.learning.passes import LOOKS, PassEvidence
 
 TEXT = 12
 
@@ -59,3 +60,11 @@ def made_log(users: int = 12, events: int = 300, items: int = 20, seed: int = 0,
         event_text=texts,
         kinds=("", "view", "hide", "search"),
     )
+
+
+def evidence_for(passes: int | None) -> PassEvidence:
+    """That so many of twelve passes are enough; None: all."""
+    evidence, every = PassEvidence(), 12
+    evidence.add({each: np.full(9, 1.0 + (each != (passes or every))) for each in (*LOOKS, every)})
+    assert evidence.enough() == passes
+    return evidence

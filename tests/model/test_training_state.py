@@ -25,7 +25,7 @@ from models.learning.encoder_trainer import EncoderConfig, EncoderTrainer
 from models.learning.lists import Lists
 from models.learning.ranker_trainer import RankerConfig, RankerTrainer
 from models.learning.training_state import TrainingState, TrainingStateError, source_worth
-from tests.model.logs import TEXT, made_log
+from tests.model.logs import TEXT, evidence_for, made_log
 
 pytestmark = pytest.mark.train
 CONFIG, RANKER = EncoderConfig(), RankerConfig(batch=16, sampled=4)
@@ -44,7 +44,7 @@ def trained() -> tuple[EncoderTrainer, RankerTrainer]:
     encoders = EncoderTrainer(CONFIG, items=log.items, kinds=len(log.kinds), text_dimension=TEXT, seed=0)
     encoders.fit(log, 200, epochs=2)
     encoders.choose_cold_offset(log, 200, 250)
-    encoders.passes = 3
+    encoders.evidence = evidence_for(3)
     rankers = RankerTrainer(RANKER, 0)
     rankers.fit(made_lists(), np.arange(80), updates=20)
     return encoders, rankers
