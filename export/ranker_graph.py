@@ -27,9 +27,8 @@ def ranker_graph(weights: RankerWeights, presence: int) -> bytes:
     wide = weights.scale[:, None] * wide
     bias = np.concatenate([bias, np.zeros(2, np.float32)]) - weights.mean @ wide
     h = g.op("Relu", g.op("Gemm", rows, g.constant(wide), g.constant(bias)))  # [B K, H + 2]
-    h = g.op(
-        "Reshape", h, g.op("Concat", lists, g.axes(hidden + 2), axis=0), allowzero=1
-    )  # there may be no list at all
+    by_list = g.op("Concat", lists, g.axes(hidden + 2), axis=0)
+    h = g.op("Reshape", h, by_list, allowzero=1)  # there may be no list at all
     column = g.op("Slice", rows, g.axes(presence), g.axes(presence + 1), g.axes(1))
     present = g.op("Abs", g.op("Sign", g.op("Reshape", column, lists, allowzero=1)))  # [B, K]
     # From here on candidates lie side by side: what a list's summary adds is one number for all of them, and ONNX
