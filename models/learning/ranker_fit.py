@@ -74,6 +74,7 @@ class Fitted(Generic[Scorer]):
     served: Scorer
     """Their running average."""
     optimizer: torch.optim.AdamW
+    rng: np.random.Generator
     report: RankerFit
 
 
@@ -83,7 +84,6 @@ def fit(
     seed: int,
     lists: Lists,
     rows: npt.NDArray[np.int64],
-    rng: np.random.Generator,
     *,
     updates: int,
     validation: npt.NDArray[np.int64] | None = None,
@@ -91,10 +91,11 @@ def fit(
     """Fit one from nothing on `rows`, the rate falling to zero over `updates`.
 
     Args:
-        seed: decides the first weights; order and draws are the generator's.
+        seed: decides first weights, order and draws.
         validation: later lists, by which is chosen how many updates are enough; the weights after them are kept.
     """
     torch.manual_seed(seed)
+    rng = np.random.default_rng(seed)
     net = make(_standard(lists, rows, rng))
     served, optimizer = copy.deepcopy(net), optimizer_of(net, config)
     order = np.empty(0, np.int64)
@@ -121,7 +122,7 @@ def fit(
         report = RankerFit(passed, float(found.mean()))
         net.load_state_dict(kept)
         served.load_state_dict(kept)
-    return Fitted(net, served, optimizer, report)
+    return Fitted(net, served, optimizer, rng, report)
 
 
 def enough(looks: Sequence[npt.NDArray[np.float64]]) -> int:

@@ -18,7 +18,6 @@ from models.learning.places import mean_ndcg
 from models.learning.ranker import ListwiseRanker, LogLinearRanker, Standard
 from models.learning.ranker_fit import (
     EVEN,
-    Fitted,
     RankerConfig,
     RankerFit,
     fit,
@@ -68,11 +67,8 @@ class RankerTrainer:
         validation: npt.NDArray[np.int64] | None = None,
     ) -> RankerFit:
         """Fit the layers alone, anew on `rows` (`ranker_fit.fit`); updates move the weights beside them as well."""
-        self.rng = np.random.default_rng(self.seed)
-        found = fit(
-            ListwiseRanker, self.config, self.seed, lists, rows, self.rng, updates=updates, validation=validation
-        )
-        self.net, self.served, self.optimizer = found.net, found.served, found.optimizer
+        found = fit(ListwiseRanker, self.config, self.seed, lists, rows, updates=updates, validation=validation)
+        self.net, self.served, self.optimizer, self.rng = found.net, found.served, found.optimizer, found.rng
         self.net.straight.requires_grad_(True)
         self.optimizer.add_param_group({"params": [self.net.straight]})
         return found.report
@@ -90,31 +86,20 @@ class RankerTrainer:
         parts, foreseen = (EVEN, EVEN), None
         if 0 < latest < len(rows):
             earlier, later = rows[:latest], rows[latest:]
-            line = self._fit_line(lists, earlier, of_weights, later)
+            line = fit(LogLinearRanker, config, self.seed, lists, earlier, updates=updates, validation=later)
             updates = self.fit(lists, earlier, updates=updates, validation=later).updates
-            parts = shares(self.scores(lists, later), scores(line.served, lists, later), lists, later)
-            self._join(line, parts)
-            of_weights, foreseen = line.report.updates, Foreseen(updates, self.places(lists, later))
+            of_weights = line.report.updates
+            told = self.scores(lists, later), scores(line.served, lists, later)
+            parts = shares(*told, lists, later)
+            joined = parts[0] * told[0] + parts[1] * told[1]
+            foreseen = Foreseen(updates, lists.places(joined, later))
         # Anew on everything: what was held back is the latest, and the latest tells most of what comes next.
-        line = self._fit_line(lists, rows, of_weights)
+        line = fit(LogLinearRanker, config, self.seed, lists, rows, updates=of_weights)
         self.fit(lists, rows, updates=updates)
-        self._join(line, parts)
-        return foreseen
-
-    def _fit_line(
-        self,
-        lists: Lists,
-        rows: npt.NDArray[np.int64],
-        updates: int,
-        validation: npt.NDArray[np.int64] | None = None,
-    ) -> Fitted[LogLinearRanker]:
-        rng = np.random.default_rng(self.seed)
-        return fit(LogLinearRanker, self.config, self.seed, lists, rows, rng, updates=updates, validation=validation)
-
-    def _join(self, line: Fitted[LogLinearRanker], parts: tuple[float, float]) -> None:
         self.net.join(line.net.weight, parts)
         self.served.join(line.served.weight, parts)
         self.optimizer.state[self.net.straight] = line.optimizer.state[line.net.weight]
+        return foreseen
 
     def update(self, lists: Lists, new: npt.NDArray[np.int64], old: npt.NDArray[np.int64]) -> None:
         """One pass over new lists, mixed with replayed ones."""

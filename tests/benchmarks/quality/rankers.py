@@ -80,7 +80,7 @@ def measure(name: str, lists: PastLists, seeds: list[int]) -> dict[str, Any]:
     updates = min(config.updates, max(config.first_check, config.passes * len(training) // config.batch))
 
     def fitted(seed: int, rows: npt.NDArray[np.int64], **how: Any) -> Fitted[Any]:
-        return fit(make, config, seed, lists, rows, np.random.default_rng(seed), **how)
+        return fit(make, config, seed, lists, rows, **how)
 
     chosen = fitted(seeds[0], early, updates=updates, validation=late).report
     tell(f"{name}: {chosen.updates:,} updates, nDCG@10 {chosen.validation:.4f} where the choice is in the list")
