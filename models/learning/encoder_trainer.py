@@ -88,7 +88,8 @@ class EncoderTrainer:
         Args:
             epochs: at most; fewer with `validation` where it stops getting better, and the best check's weights stay.
             validation: events [a, b) foreseen with frozen weights.
-            looks: remember weights for `choose_passes`; those after as many passes stay as it chose for the fit before.
+            looks: remember weights for `choose_passes`. What stays are those after as many passes as pay off, and
+                without looks the others are left undone.
         """
         config, started = self.config, time.monotonic()
         self.grow(log)
@@ -100,6 +101,7 @@ class EncoderTrainer:
                 self.network.item_id.copy_(torch.as_tensor(vectors))
         report = FitReport()
         best: dict[str, Tensor] | None = None
+        enough = min(self.passes or epochs, epochs)
         self._looks = {}
         average = WeightAverage(self.network, config.average, early=True)
         optimiser = self._optimiser(learning_rate or config.learning_rate)
@@ -133,9 +135,10 @@ class EncoderTrainer:
                         best = {name: tensor.clone() for name, tensor in average.tensors.items()}
                     elif epoch + 1 - report.best_epoch >= config.patience * config.check_every:
                         break
-        if looks and (passes := self.passes) is not None:
-            best = {name: tensor.clone() for name, tensor in self._looks[min(passes, epochs)].items()}
-            self._add_foreseen(best, log, -1.0)
+                if epoch + 1 == enough < epochs:
+                    best = {name: tensor.clone() for name, tensor in average.tensors.items()}
+                    if not looks:
+                        break
         self._load(best or average.tensors)
         self._settle_cold(log, end)
         self._average = WeightAverage(self.network, config.online_average, early=False)

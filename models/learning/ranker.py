@@ -39,7 +39,8 @@ class LogLinearRanker(nn.Module):
 
     def forward(self, features: Tensor, mask: Tensor) -> Tensor:
         """As `ListwiseRanker.forward`."""
-        score: Tensor = ((features - self.mean) * self.scale) @ self.weight  # [B, K]
+        weight = self.scale * self.weight  # the weights are standardised, not the many features
+        score: Tensor = features @ weight - self.mean @ weight  # [B, K]
         return score.masked_fill(~mask, -1e9)
 
 

@@ -82,11 +82,12 @@ class RankerTrainer:
         Returns: how the first fits foresaw those; None where there are no rows on one side.
         """
         config, rows = self.config, np.arange(len(lists.at))
-        updates = of_weights = min(config.updates, max(config.first_check, config.passes * len(rows) // config.batch))
+        updates = max(config.first_check, config.passes * len(rows) // config.batch)
+        updates, of_weights = min(config.updates, updates), min(config.weight_updates, updates)
         parts, foreseen = (EVEN, EVEN), None
         if 0 < latest < len(rows):
             earlier, later = rows[:latest], rows[latest:]
-            line = fit(LogLinearRanker, config, self.seed, lists, earlier, updates=updates, validation=later)
+            line = fit(LogLinearRanker, config, self.seed, lists, earlier, updates=of_weights, validation=later)
             updates = self.fit(lists, earlier, updates=updates, validation=later).updates
             of_weights = line.report.updates
             told = self.scores(lists, later), scores(line.served, lists, later)

@@ -160,8 +160,7 @@ class Training:
                 # One that goes on has passed over the log's beginning again and again (models/README.md).
                 self.encoders = self.encoders.anew(self.encoders.seed)
             # Nobody asks how many passes of the last fit pay off.
-            looks = mark < end or self.encoders.passes is not None
-            fitted = self.encoders.fit(log, mark, epochs=epochs, looks=looks)
+            fitted = self.encoders.fit(log, mark, epochs=epochs, looks=mark < end)
             self.report(f"encoder fitted on {mark:,} events in {fitted.seconds:.0f} s")
             self._take(player)
             self._serve(pipeline, CollectingRanker(config.candidates, self.worth()), log.item_text)

@@ -259,6 +259,12 @@ def test_the_passes_that_paid_are_those_whose_weights_foresee_best(made: Trainin
     kept.fit(known, 200, epochs=8, looks=True)
     users, vectors = kept.users_before(known, 200, 260), kept.served().item_vectors(known.item_text)
     assert np.nanmean(np.log2(places(users, vectors, known, 200, 260))) == pytest.approx(figures[4].mean())
+    # What nobody asks about is left undone.
+    short = start()
+    short.evidence = evidence_for(4)
+    assert short.fit(known, 200, epochs=8).epochs == 4
+    for name, array in short.served().arrays().items():
+        np.testing.assert_array_equal(array, kept.served().arrays()[name])
 
 
 def test_a_fit_without_looks_tells_nothing(made: TrainingLog) -> None:
