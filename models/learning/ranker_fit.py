@@ -120,22 +120,29 @@ def fit(
             looks.append((update + 1, found, copy.deepcopy(served.state_dict())))
     report = RankerFit(updates, math.nan)
     if looks:
-        passed, found, kept = looks[best([found for _, found, _ in looks])]
+        passed, found, kept = looks[enough([found for _, found, _ in looks])]
         report = RankerFit(passed, mean_ndcg(found))
         net.load_state_dict(kept)
         served.load_state_dict(kept)
     return Fitted(net, served, optimizer, rng, report)
 
 
-def best(looks: Sequence[npt.NDArray[np.float64]]) -> int:
-    """The look that foresees best, by octaves: how often the place of what was chosen was halved.
+def enough(looks: Sequence[npt.NDArray[np.float64]]) -> int:
+    """The last look that is within a standard error of the best one, by octaves: how often a place was halved.
 
-    nDCG@10 is blind to most of some hundred lists, and takes what knows its lists by heart for as good.
+    nDCG@10 is blind to most of some hundred lists, and takes what knows its lists by heart for as good. What is chosen
+    is fitted anew on more lists than these: of looks that cannot be told apart the later one is meant.
 
     Args:
-        looks: places, each float64[lists], of the same lists.
+        looks: places of what was chosen, each float64[lists], of the same lists.
     """
-    return int(np.argmin([np.log2(places).mean() for places in looks]))
+    octaves = [np.log2(places) for places in looks]
+    best = min(octaves, key=lambda each: float(each.mean()))
+    for at in range(len(looks) - 1, -1, -1):
+        behind = octaves[at] - best
+        if behind.mean() <= behind.std() / math.sqrt(len(behind)):
+            return at
+    raise AssertionError("the best look is not behind itself")
 
 
 def optimizer_of(net: nn.Module, config: RankerConfig) -> torch.optim.AdamW:

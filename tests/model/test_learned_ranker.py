@@ -14,7 +14,7 @@ from models.encoders.ranker import OnnxRanker  # noqa: E402
 from models.encoders.session import CPU, open_session  # noqa: E402
 from models.learning.lists import ListBuffer, Lists  # noqa: E402
 from models.learning.ranker import ListwiseRanker, Standard  # noqa: E402
-from models.learning.ranker_fit import best, shares  # noqa: E402
+from models.learning.ranker_fit import enough, shares  # noqa: E402
 from models.learning.ranker_trainer import RankerConfig, RankerTrainer  # noqa: E402
 
 pytestmark = pytest.mark.train
@@ -99,12 +99,19 @@ def test_who_foresees_nothing_has_no_share() -> None:
     assert few == pytest.approx((0.5, 0.5), abs=0.1)
 
 
-def test_the_best_look_is_judged_by_every_list_not_by_the_first_ten() -> None:
-    early = np.array([4.0, 40.0, 60.0, 90.0])
-    better = np.array([4.0, 20.0, 30.0, 50.0])
-    by_heart = np.array([2.0, 80.0, 90.0, 190.0])
-    assert best([early, better, by_heart]) == 1
-    assert best([early]) == 0
+def test_of_looks_that_cannot_be_told_apart_the_latest_is_meant() -> None:
+    rng = np.random.default_rng(4)
+    places, noise = 1.0 + 100.0 * rng.random(400), rng.normal(size=(3, 400))
+    early, best, as_good = 1.2 * places, places, places * 2 ** (0.01 + 0.2 * noise[0])
+    assert enough([early, best, as_good]) == 2
+    assert enough([early, best, places * 2 ** (0.1 + 0.2 * noise[1])]) == 1, "worse beyond a standard error"
+    assert enough([best]) == 0
+
+
+def test_looks_are_judged_by_every_list_not_by_the_first_ten() -> None:
+    places = np.tile([4.0, 20.0, 30.0, 50.0], 50)
+    by_heart = np.tile([2.0, 80.0, 90.0, 190.0], 50)
+    assert enough([places, by_heart]) == 0
 
 
 def test_an_update_follows_a_stream_that_changed() -> None:
