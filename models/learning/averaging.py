@@ -37,6 +37,10 @@ class WeightAverage:
         values = [parameter.detach() for parameter in self._parameters.parameters()]
         torch._foreach_lerp_(list(self.tensors.values()), values, 1 - keep)
 
+    def copy(self) -> dict[str, Tensor]:
+        """The tensors as they are now."""
+        return {name: tensor.clone() for name, tensor in self.tensors.items()}
+
     def grow(self) -> None:
         """Take in the rows that the network's tables gained."""
         for name, parameter in self._parameters.named_parameters():

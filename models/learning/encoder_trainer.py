@@ -125,18 +125,18 @@ class EncoderTrainer:
                     progress(epoch + 1, epochs, loss)
                 last = epoch + 1 == epochs
                 if looks and (last or epoch + 1 in LOOKS):
-                    self._looks[epoch + 1] = {name: tensor.clone() for name, tensor in average.tensors.items()}
+                    self._looks[epoch + 1] = average.copy()
                     # As a whole: after the fit the part that is foreseen from the texts is another one.
                     self._add_foreseen(self._looks[epoch + 1], log, 1.0)
                 if validation is not None and (last or (epoch + 1) % config.check_every == 0):
                     found = self.ndcg(log, *validation)
                     if not found <= report.validation:
                         report.validation, report.best_epoch = found, epoch + 1
-                        best = {name: tensor.clone() for name, tensor in average.tensors.items()}
+                        best = average.copy()
                     elif epoch + 1 - report.best_epoch >= config.patience * config.check_every:
                         break
                 if epoch + 1 == enough < epochs:
-                    best = {name: tensor.clone() for name, tensor in average.tensors.items()}
+                    best = average.copy()
                     if not looks:
                         break
         self._load(best or average.tensors)

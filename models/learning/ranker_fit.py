@@ -57,6 +57,10 @@ class RankerConfig:
     average: float = 0.98
     """Share of the served weights that an online update keeps."""
 
+    def at_most(self, limit: int, lists: int) -> int:
+        """Updates of a fit on so many lists: `limit` at most, fewer where `passes` over them take fewer."""
+        return min(limit, max(self.first_check, self.passes * lists // self.batch))
+
 
 class RankerFit(NamedTuple):
     """How a fit ended."""

@@ -82,8 +82,8 @@ class RankerTrainer:
         Returns: how the first fits foresaw those; None where there are no rows on one side.
         """
         config, rows = self.config, np.arange(len(lists.at))
-        updates = max(config.first_check, config.passes * len(rows) // config.batch)
-        updates, of_weights = min(config.updates, updates), min(config.weight_updates, updates)
+        updates = config.at_most(config.updates, len(rows))
+        of_weights = config.at_most(config.weight_updates, len(rows))
         parts, foreseen = (EVEN, EVEN), None
         if 0 < latest < len(rows):
             earlier, later = rows[:latest], rows[latest:]

@@ -77,7 +77,7 @@ def measure(name: str, lists: PastLists, seeds: list[int]) -> dict[str, Any]:
     config = RankerConfig()
     early, late, tested = lists.rows(0, CHOSEN_FROM), lists.rows(CHOSEN_FROM, TESTED_FROM), lists.rows(TESTED_FROM, 1)
     training = np.concatenate([early, late])
-    updates = min(config.updates, max(config.first_check, config.passes * len(training) // config.batch))
+    updates = config.at_most(config.updates, len(training))
 
     def fitted(seed: int, rows: npt.NDArray[np.int64], **how: Any) -> Fitted[Any]:
         return fit(make, config, seed, lists, rows, **how)
